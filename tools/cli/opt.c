@@ -77,11 +77,24 @@ const struct opt opt_finish[] = {
      .help = "Keep the state after the artifact is verified"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print the estimated memory and time, from one measured step, and stop"},
+    {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
+     .help = "Overwrite an existing artifact"},
+    {0},
+};
+
+const struct opt opt_shard[] = {
     {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
      .value = "0",
      .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
-    {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
-     .help = "Overwrite an existing artifact"},
+    {0},
+};
+
+const struct opt opt_given[] = {
+    {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),
+     .help = "Take codes, scales and zero points of the projections from DIR, a checkpoint that "
+             "another tool quantized (default: none). MODEL_DIR is DIR itself, or the "
+             "full-precision checkpoint, whose outputs are then the target of calibration and "
+             "refinement"},
     {0},
 };
 

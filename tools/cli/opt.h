@@ -96,7 +96,9 @@ extern const struct opt opt_report[];   /* --json, --quiet, --verbose */
 extern const struct opt opt_recipe[];   /* --config, --set and their shortcuts */
 extern const struct opt opt_data[];     /* --data, --text-field, --join, --bos */
 extern const struct opt opt_progress[]; /* --log-json */
-/* --keep-state, --plan, --shard, --force: of a job that ends with an artifact */
+extern const struct opt opt_shard[];    /* --shard */
+extern const struct opt opt_given[];    /* --weights-from */
+/* --keep-state, --plan, --force: of a job that ends with an artifact */
 extern const struct opt opt_finish[];
 
 /* Parses argv[1..] of a command into a, which need not be initialized. A mistake ends the

@@ -23,14 +23,10 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
      .choices = SHAPE_CHOICES,
      .help = "With --plan: estimate memory from a model's shapes alone, without MODEL_DIR"},
-    {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),
-     .help = "Take codes, scales and zero points of the projections from DIR, a checkpoint that "
-             "another tool quantized (default: none). MODEL_DIR is DIR itself, or the "
-             "full-precision checkpoint, whose outputs are then the target"},
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options,      opt_data,   opt_recipe,
+static const struct opt *const groups[] = {options,      opt_given,  opt_data, opt_recipe,
                                            opt_progress, opt_report, NULL};
 
 static void say(const char *line)

@@ -20,20 +20,13 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
      .help = "Finished calibration that provides the scales (default: none, round to "
              "nearest as configured)"},
-    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0",
-     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {OPT_FLAG, 'f', "force", .offset = offsetof(struct args, force),
      .help = "Overwrite an existing artifact"},
-    {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),
-     .help = "Take codes, scales and zero points of the projections from DIR, a checkpoint that "
-             "another tool quantized (default: none). MODEL_DIR is DIR itself, or the "
-             "full-precision checkpoint, whose outputs are then the target"},
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options, opt_recipe, opt_progress, opt_report,
-                                           NULL};
+static const struct opt *const groups[] = {options,      opt_shard,  opt_given, opt_recipe,
+                                           opt_progress, opt_report, NULL};
 
 static enum err open_state(struct state **s, const struct job *j, const struct args *a)
 {

@@ -51,10 +51,6 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "gguf-vocab", .arg = "FILE", .offset = offsetof(struct args, gguf_vocab),
      .help = "Copy the tokenizer of another GGUF file, for --format gguf only, such as one of "
              "llama.cpp's converter with --vocab-only (default: the artifact's tokenizer)"},
-    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0",
-     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB, except for "
-             "--format gguf; 0 means 5GB"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,
      .help = "Threads; 0 = one per core"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
@@ -66,6 +62,10 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "license", .arg = "ID", .offset = offsetof(struct args, license),
      .help = "The checkpoint's license, as in apache-2.0 (default: what the model card beside "
              "the checkpoint stated when it was converted)"},
+    {0},
+};
+
+static const struct opt options_of_card[] = {
     {OPT_LIST, .name = "eval-report", .arg = "FILE",
      .offset = offsetof(struct args, eval_report),
      .help = "Output of `wkvq eval --json` with perplexities to state, except for --format "
@@ -73,7 +73,8 @@ static const struct opt options[] = {
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options, opt_progress, opt_report, NULL};
+static const struct opt *const groups[] = {options,      opt_shard,  options_of_card,
+                                           opt_progress, opt_report, NULL};
 
 /* --- formats ------------------------------------------------------------------------ */
 
@@ -379,7 +380,7 @@ const struct command cmd_export = {
         "Writes what vLLM, SGLang, transformers, MLX, llama.cpp and others load, with the same "
         "weights to the bit (docs/export.md). What a format or its engines cannot "
         "hold is refused, and every export says what it carries and what it "
-        "drops.\n\n"
+        "drops. --shard splits what is a directory; a GGUF file stays one.\n\n"
         "  wkvq export --format list\n"
         "  wkvq export SmolLM2-135M-w4kv4 --format compressed-tensors --kv drop \\\n"
         "      -o SmolLM2-135M-ct\n"

@@ -17,13 +17,11 @@ static const struct opt options[] = {
              "of values are folded (default: none, required)"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the checkpoint (default: none, required)"},
-    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0",
-     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options, opt_progress, opt_report, NULL};
+static const struct opt *const groups[] = {options, opt_shard, opt_progress, opt_report,
+                                           NULL};
 
 static enum err check_state(const struct state *s, const char *dir)
 {

@@ -23,14 +23,11 @@ static const struct opt options[] = {
      .help = "Directory for the progress of an artifact's refinement (default: OUT.state; "
              "OUT/.wkvq-state if OUT is a mount point or its parent is not writable). It is "
              "removed when the new artifact is verified, unless --keep-state is given"},
-    {OPT_TEXT, .name = "weights-from", .arg = "DIR", .offset = offsetof(struct args, weights_from),
-     .help = "Take codes, scales and zero points of the projections from DIR, a checkpoint that "
-             "another tool quantized (default: none). MODEL_DIR is DIR itself, or the "
-             "full-precision checkpoint, whose outputs are then the target"},
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options,      opt_finish, opt_data, opt_recipe,
+static const struct opt *const groups[] = {options,      opt_given,  opt_finish,
+                                           opt_shard,    opt_data,   opt_recipe,
                                            opt_progress, opt_report, NULL};
 
 static enum err print_state(const struct job *j, const struct state *s)

@@ -22,9 +22,6 @@ static const struct opt options[] = {
      .value = "0", .lo = 0, .hi = 1 << 20, .help = "Blocks; 0 = as many as the model has"},
     {OPT_INT, .name = "seed", .arg = "N", .offset = offsetof(struct args, seed),
      .value = "0", .lo = 0, .hi = 9e15, .help = "Seed of the weights"},
-    {OPT_BYTES, .name = "shard", .arg = "SIZE", .offset = offsetof(struct args, shard_bytes),
-     .value = "0",
-     .help = "Split the weights into files of at most SIZE, as in 500MB or 4GiB; 0 means 5GB"},
     {OPT_TEXT, .name = "tokenizer", .arg = "DIR", .offset = offsetof(struct args, tokenizer),
      .help = "Copy the tokenizer of this model (default: none)"},
     {OPT_INT, 'j', "threads", "N", offsetof(struct args, threads), "0", 0, 4096,
@@ -32,7 +29,8 @@ static const struct opt options[] = {
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options, opt_progress, opt_report, NULL};
+static const struct opt *const groups[] = {options, opt_shard, opt_progress, opt_report,
+                                           NULL};
 
 static enum err read_settings(struct synth_settings *s, const struct args *a)
 {
