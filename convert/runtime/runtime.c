@@ -106,10 +106,12 @@ enum err runtime_open(struct runtime **out, const struct artifact *a,
             "--kv-bits 16 for a cache in full precision, or `wkvq eval` without --decode",
             kv_target_name[own->target]);
     FAIL_IF(s->kv_bits && s->kv_bits != 16 && own->mixed, ERR_USAGE,
-            "a cache of %d bits: the artifact's is mixed; give 16, or none", s->kv_bits);
-    FAIL_IF(s->kv_bits && s->kv_bits != 16 && s->kv_bits != own->bits, ERR_USAGE,
-            "a cache of %d bits: the artifact's is %d; give that or 16", s->kv_bits,
-            own->bits);
+            "--kv-bits %d: the artifact's cache is mixed; give 16, or leave the option out",
+            s->kv_bits);
+    FAIL_IF(
+        s->kv_bits && s->kv_bits != 16 && s->kv_bits != own->bits, ERR_USAGE,
+        "--kv-bits %d: the artifact's cache has %d bits; give 16, or leave the option out",
+        s->kv_bits, own->bits);
     TRY(arch_check_length(artifact_arch(a), s->max_tokens));
     TRY(mem_calloc(&r, 1, sizeof(*r)));
     r->a = a;

@@ -116,6 +116,27 @@ def test_cache(b):
         assert got["kv_bits"] == bits and got["kv_bytes"] == tokens * elements * bits / 8, got
 
 
+def test_prompt_from_elsewhere(b):
+    """Standard input and a file give the text of -p, without the last line end; JSON has the prompt itself."""
+    prompt, out = "The\n two  ", []
+    (b.folder / "p.txt").write_bytes(prompt.encode() + b"\r\n")
+    for args in (("-p", prompt), ("-p", "-"), ("--prompt-file", "p.txt"), ("--prompt-file", "-")):
+        done = subprocess.run([b.wkvq, "generate", "demo", *args, "-n", "9", "--json"], cwd=b.folder, capture_output=True,
+                              input=prompt.encode() + b"\n", timeout=120)
+        assert not done.returncode, (args, done.stderr)
+        out.append(json.loads(done.stdout))
+    assert all(o["ids"] == out[0]["ids"] and o["prompt"] == prompt for o in out), out
+
+
+def test_checkpoint(b):
+    """A checkpoint runs as an artifact of 16 bits does, whose tensors have the same values."""
+    b.run("convert", b.demo, "-o", "full", "--set", "weights.bits=16", "--set", "kv.bits=16")
+    plain = b.generate(model=b.demo)[0]
+    assert plain == b.generate(model="full")[0] != b.text, plain
+    got = json.loads(b.run("generate", b.demo, "-p", PROMPT, "-n", 3, "--json").stdout)
+    assert got["kv_bits"] == json.loads(b.run("generate", "full", "-p", PROMPT, "-n", 3, "--json").stdout)["kv_bits"], got
+
+
 def test_too_long(b):
     """Generation stops at the end of the model's context."""
     length = json.loads((b.demo / "config.json").read_text())["max_position_embeddings"]

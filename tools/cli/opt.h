@@ -37,8 +37,8 @@ struct args {
     const char *model, *base, *title, *max_increase, *work;
     const char *prompts, *max_gen;
     struct text_list labels, predictions, eval_text, zeroshot, longbench;
-    const char *task, *join, *eval_join, *bos, *prompt, *shape, *compute, *simulate, *score,
-        *device, *tokenizer, *text_field;
+    const char *task, *join, *eval_join, *bos, *prompt, *prompt_file, *shape, *compute,
+        *simulate, *score, *device, *tokenizer, *text_field;
     const char *format, *kv, *dtype, *base_model, *license;
     const char *gguf_weights, *gguf_pre, *gguf_vocab, *fold;
     struct text_list eval_report;

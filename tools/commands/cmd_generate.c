@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
+#include "convert/artifact/artifact_plain.h"
+#include "convert/format/artifact_names.h"
 #include "convert/runtime/runtime.h"
 #include "data/json.h"
+#include "data/tokenizer/tok_text.h"
 #include "data/tokenizer/tokenizer.h"
+#include "data/unpack.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -20,7 +24,10 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Generation:"},
     {OPT_TEXT, 'p', "prompt", "TEXT", offsetof(struct args, prompt),
-     .help = "Text to continue (default: none, required)"},
+     .help = "Text to continue; - reads it from standard input, without its last line end "
+             "(default: none, this or --prompt-file is required)"},
+    {OPT_TEXT, .name = "prompt-file", .arg = "FILE", .offset = offsetof(struct args, prompt_file),
+     .help = "File with the text to continue, without its last line end; also compressed"},
     {OPT_INT, 'n', "n-tokens", "N", offsetof(struct args, n_tokens), "64", 1, 1 << 20,
      .help = "Maximum number of new tokens; an end-of-text token ends earlier"},
     {OPT_REAL, .name = "temperature", .arg = "T", .offset = offsetof(struct args, temperature),
@@ -53,11 +60,17 @@ static const struct opt options[] = {
 /* clang-format on */
 static const struct opt *const groups[] = {options, opt_recipe, opt_report, NULL};
 
+#define PROMPT_LIMIT ((size_t)16 << 20) /* bytes */
+
 struct generation {
     const struct args *a;
     struct recipe recipe;
+    struct hf_model *model; /* a checkpoint, of which the artifact is a view; NULL: none */
     struct artifact *artifact;
     struct tokenizer *tokenizer;
+    struct unpacked file; /* that the prompt was read from */
+    const char *text_in;  /* [bytes_in] the prompt */
+    size_t bytes_in;
     struct token_ids prompt;
     struct runtime *rt;
     float *logits; /* [V] */
@@ -88,30 +101,100 @@ static void warn_of_greedy(const struct args *a)
             name);
 }
 
-static enum err open_generation(struct generation *g)
+/* The line end that closes a file is not part of a sentence to continue. */
+static enum err read_prompt_file(struct generation *g, const char *path)
+{
+    TRY(unpack_open(&g->file, path, PROMPT_LIMIT));
+    const char *text = g->file.data ? g->file.data : "";
+    size_t n = g->file.bytes;
+    n -= n && text[n - 1] == '\n';
+    n -= n && text[n - 1] == '\r';
+    FAIL_IF(!utf8_valid(text, n), ERR_FORMAT,
+            "%s: is not UTF-8; convert it, as with iconv -f WINDOWS-1252 -t UTF-8",
+            unpack_shown(path));
+    FAIL_IF(!n, ERR_USAGE, "%s: is empty; give a text to continue", unpack_shown(path));
+    g->text_in = text;
+    g->bytes_in = n;
+    return OK;
+}
+
+static enum err take_prompt(struct generation *g)
+{
+    const struct args *a = g->a;
+    FAIL_IF(a->prompt && a->prompt_file, ERR_USAGE,
+            "--prompt and --prompt-file: give one of them");
+    if (a->prompt_file)
+        return read_prompt_file(g, a->prompt_file);
+    FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE,
+            "no prompt: give -p TEXT, -p - for standard input, or --prompt-file FILE");
+    if (!strcmp(a->prompt, "-"))
+        return read_prompt_file(g, "-");
+    g->text_in = a->prompt;
+    g->bytes_in = strlen(a->prompt);
+    return OK;
+}
+
+/* Refuses keys of the quantization, of which full precision has none. */
+static enum err check_full(const struct args *a)
+{
+    const struct recipe_input in = command_recipe_input(a);
+    const struct recipe_fixed plain = {
+        .name = a->pos.item[0],
+        .advice = "make an artifact with `wkvq convert`, or leave the key out"};
+    FAIL_IF(
+        a->kv_bits && a->kv_bits != 16, ERR_USAGE,
+        "--kv-bits %d: %s is a checkpoint in full precision, and so is its cache; leave "
+        "the option out",
+        (int)a->kv_bits, a->pos.item[0]);
+    return recipe_check_fixed(&plain, &in);
+}
+
+/* Opens an artifact, or a checkpoint as one of 16 bits. */
+static enum err open_weights(struct generation *g)
 {
     const struct args *a = g->a;
     const char *dir = a->pos.item[0];
-    FAIL_IF(!a->prompt || !*a->prompt, ERR_USAGE, "no prompt: give -p TEXT");
-    for (int i = 0; i < a->stop.n; i++)
-        FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: want a text, not an empty one");
-    warn_of_greedy(a);
-    TRY(command_recipe(&g->recipe, a));
-    TRY(recipe_check_packed(&g->recipe));
-    TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
+    bool packed;
+    TRY(artifact_is(&packed, dir));
+    if (!packed) {
+        TRY(check_full(a));
+        TRY(hf_open(&g->model, dir));
+        return artifact_plain(&g->artifact, g->model);
+    }
     TRY(artifact_open(&g->artifact, dir,
                       a->no_check ? ARTIFACT_LOAD : ARTIFACT_CHECK | ARTIFACT_LOAD));
-    TRY(command_check_artifact(a, g->artifact, false));
-    TRY(tokenizer_open(&g->tokenizer, dir));
-    TRY(tokenizer_encode(&g->prompt, g->tokenizer, a->prompt, strlen(a->prompt), BOS_AUTO));
-    FAIL_IF(g->prompt.n == 0, ERR_USAGE, "the prompt has no tokens");
+    return command_check_artifact(a, g->artifact, false);
+}
+
+static enum err open_runtime(struct generation *g)
+{
+    const struct args *a = g->a;
     const struct runtime_settings s = {.threads = (int)g->recipe.threads,
                                        .max_tokens = (int64_t)g->prompt.n + a->n_tokens,
                                        .kv_bits = (int)a->kv_bits,
                                        .act = recipe_runtime_act(&g->recipe)};
-    const enum err err = runtime_open(&g->rt, g->artifact, &s);
+    enum err err = arch_check_length(artifact_arch(g->artifact), s.max_tokens);
     if (err)
         return err_add(err, "prompt and --n-tokens: ");
+    err = runtime_open(&g->rt, g->artifact, &s);
+    return err == ERR_MEMORY ? err_add(err, "prompt and --n-tokens: ") : err;
+}
+
+static enum err open_generation(struct generation *g)
+{
+    const struct args *a = g->a;
+    for (int i = 0; i < a->stop.n; i++)
+        FAIL_IF(!*a->stop.item[i], ERR_USAGE, "--stop: want a text, not an empty one");
+    TRY(take_prompt(g));
+    warn_of_greedy(a);
+    TRY(command_recipe(&g->recipe, a));
+    TRY(recipe_check_packed(&g->recipe));
+    TRY(recipe_check_cpu(&g->recipe, "the packed runtime"));
+    TRY(open_weights(g));
+    TRY(tokenizer_open(&g->tokenizer, a->pos.item[0]));
+    TRY(tokenizer_encode(&g->prompt, g->tokenizer, g->text_in, g->bytes_in, BOS_AUTO));
+    FAIL_IF(g->prompt.n == 0, ERR_USAGE, "the prompt has no tokens");
+    TRY(open_runtime(g));
     TRY(mem_alloc(&g->ids, (size_t)a->n_tokens, sizeof(*g->ids)));
     return mem_alloc(&g->logits, (size_t)artifact_arch(g->artifact)->vocab,
                      sizeof(*g->logits));
@@ -126,6 +209,8 @@ static void close_generation(struct generation *g)
     token_ids_free(&g->prompt);
     tokenizer_close(&g->tokenizer);
     artifact_close(&g->artifact);
+    hf_close(&g->model);
+    unpack_close(&g->file);
     recipe_free(&g->recipe);
 }
 
@@ -237,10 +322,10 @@ static enum err print_json(const struct generation *g)
     for (int64_t i = 0; i < g->n; i++)
         json_array_append_new(ids, json_integer(g->ids[i]));
     json_t *o = json_pack(
-        "{s:s, s:s%, s:s, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:f}", "prompt",
-        g->a->prompt, "text", g->text ? g->text : "", g->bytes, "finish_reason", g->end,
-        "ids", ids, "prompt_tokens", (json_int_t)g->prompt.n, "tokens", (json_int_t)g->n,
-        "prompt_seconds", g->prompt_s, "seconds",
+        "{s:s%, s:s%, s:s, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:f}", "prompt",
+        g->text_in, g->bytes_in, "text", g->text ? g->text : "", g->bytes, "finish_reason",
+        g->end, "ids", ids, "prompt_tokens", (json_int_t)g->prompt.n, "tokens",
+        (json_int_t)g->n, "prompt_seconds", g->prompt_s, "seconds",
         g->n ? g->last - g->start - g->prompt_s : 0, "first_token_seconds",
         g->n ? g->first - g->start : 0, "tokens_per_second", token_rate(g), "kv_bytes",
         (json_int_t)runtime_kv_bytes(g->rt), "kv_bits", runtime_kv_bits(g->rt));
@@ -252,9 +337,11 @@ static enum err print_json(const struct generation *g)
 static void say_speed(const struct generation *g)
 {
     if (g->n)
-        log_info("%zu tokens of prompt, the first token after %.3f s; %" PRId64 " tokens, "
+        log_info("%zu token%s of prompt, the first token after %.3f s; %" PRId64
+                 " token%s, "
                  "%.1f per second after the first",
-                 g->prompt.n, g->first - g->start, g->n, token_rate(g));
+                 g->prompt.n, g->prompt.n == 1 ? "" : "s", g->first - g->start, g->n,
+                 g->n == 1 ? "" : "s", token_rate(g));
     if (g->a->stats)
         fprintf(stderr, "cache %.2f MB, %.3f bits per element\n",
                 1e-6 * (double)runtime_kv_bytes(g->rt), runtime_kv_bits(g->rt));
@@ -286,15 +373,17 @@ static enum err run(struct args *a)
 
 const struct command cmd_generate = {
     .name = "generate",
-    .operands = "ARTIFACT",
+    .operands = "MODEL_OR_ARTIFACT",
     .summary = "Generate text with the packed runtime, greedy or sampled",
     .details =
-        "The generated text goes to stdout as it is produced. At the end, stderr gets the "
+        "An artifact runs from its codes, a checkpoint in full precision. The generated text "
+        "goes to stdout as it is produced. At the end, stderr gets the "
         "time to the first token and the tokens per second. Prompt and --n-tokens "
         "together must fit the model's context. With run.compute bf16, activations of the "
         "prompt are rounded to 16 bits where that is faster; auto means f32 here.\n\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'The capital of France is'\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'Once' --temperature 0.8 --top-p 0.95\n"
+        "  wkvq generate SmolLM2-135M -p - -n 20 <prompt.txt\n"
         "  wkvq generate SmolLM2-135M-w4kv4 -p 'Q: Why?' --stop 'Q:' --stop $'\\n\\n'\n",
     .groups = groups,
     .min_pos = 1,

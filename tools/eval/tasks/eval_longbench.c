@@ -251,8 +251,11 @@ static enum err open_runtime(struct bench *b, const struct part *p)
             s.max_tokens = (int64_t)p->set.item[i].prompt.n;
     s.max_tokens += p->set.max_gen;
     TRY(mem_alloc(&b->ids, (size_t)p->set.max_gen, sizeof(*b->ids)));
-    const enum err err = runtime_open(&b->rt, b->e->artifact, &s);
-    return err ? err_add(err, "--ctx and --max-gen: ") : OK;
+    enum err err = arch_check_length(artifact_arch(b->e->artifact), s.max_tokens);
+    if (err)
+        return err_add(err, "--ctx and --max-gen: ");
+    err = runtime_open(&b->rt, b->e->artifact, &s);
+    return err == ERR_MEMORY ? err_add(err, "--ctx and --max-gen: ") : err;
 }
 
 static enum err answer_all(struct bench *b, struct part *p, const char *path)
