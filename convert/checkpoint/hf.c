@@ -577,16 +577,9 @@ struct lin_format hf_lin_format(const struct hf_model *m, int64_t layer, int lin
 
 bool hf_packed(struct hf_packed *out, const struct hf_model *m)
 {
-    const struct packed_changes *c = &m->packed.changes;
-    if (!m->given)
-        return false;
-    *out = (struct hf_packed){.format = m->packed.config.layout->about,
-                              .n_linears = packed_count(&m->packed),
-                              .groups = c->groups,
-                              .rounded = c->rounded,
-                              .mirrored = c->mirrored,
-                              .worst = c->worst};
-    return true;
+    if (m->given)
+        packed_describe(out, &m->packed);
+    return m->given;
 }
 
 void hf_set_full(struct hf_model *m, struct hf_model *full)

@@ -39,6 +39,9 @@ enum err hf_open(struct hf_model **out, const char *model_dir);
  * those of hf_open(); ERR_USAGE if it is not quantized, whose message ends with `wants`: what
  * needs such a checkpoint, and how to name it; ERR_SUPPORT and ERR_FORMAT name the tensor. */
 enum err hf_open_packed(struct hf_model **out, const char *model_dir, const char *wants);
+/* Sets *out to whether config.json says that another tool quantized the weights, in whatever
+ * format. Errors: ERR_NOT_FOUND, ERR_FORMAT. */
+enum err hf_is_packed(bool *out, const char *model_dir);
 void hf_close(struct hf_model **m);
 /* Returns how the checkpoint stores a projection; 16 bits if it is not quantized. */
 struct lin_format hf_lin_format(const struct hf_model *m, int64_t layer, int lin);
@@ -46,6 +49,9 @@ struct lin_format hf_lin_format(const struct hf_model *m, int64_t layer, int lin
 struct hf_packed {
     const char *format; /* "compressed-tensors"; static */
     int64_t n_linears, groups;
+    bool symmetric;   /* all zero points are 2^(bits - 1) */
+    int64_t weights;  /* elements of the projections */
+    uint64_t bytes;   /* of all their tensors */
     int64_t rounded;  /* scales that fp16 does not hold exactly */
     double worst;     /* their largest relative change */
     int64_t mirrored; /* groups whose scale is negative: stored as Q - q, Q - z, -h */

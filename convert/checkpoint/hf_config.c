@@ -116,6 +116,7 @@ const char *hf_architecture(const struct arch *a)
 struct reader {
     const json_t *o;
     const char *where; /* the file's path */
+    const char *dir;   /* the model's, for commands that a message shows */
     const struct family *f;
 };
 
@@ -169,8 +170,8 @@ static enum err check_unquantized(const struct reader *r)
             i > 0 || !spec_is_ours(q), ERR_SUPPORT,
             "%s: %s is present (quant_method %.60s): the weights are already quantized; "
             "use the full-precision checkpoint, or make an artifact of its codes: `wkvq convert "
-            "DIR --weights-from DIR -o OUT`",
-            r->where, key[i], method ? method : "not given");
+            "%.200s --weights-from %.200s -o OUT`",
+            r->where, key[i], method ? method : "not given", r->dir, r->dir);
     }
     return OK;
 }
@@ -570,7 +571,7 @@ static enum err read_config(struct arch *out, const char *model_dir, bool packed
                  "*.safetensors",
                  path);
     TRY_OUT(json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
-    struct reader r = {.o = o, .where = path};
+    struct reader r = {.o = o, .where = path, .dir = model_dir};
     TRY_OUT(read_all(out, &r, packed));
 out:
     json_decref(o);

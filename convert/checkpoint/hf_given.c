@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/hf_given.h"
 
+#include "convert/checkpoint/hf.h"
+#include "convert/format/artifact_spec.h"
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
@@ -62,4 +64,53 @@ void given_block_free(struct given_block *g)
         mem_free(g->values[l]);
     }
     *g = (struct given_block){0};
+}
+
+/* --- what a checkpoint has ---------------------------------------------------------- */
+
+/* Parts of one tensor share its bytes, which count with the first of them. */
+static void add_lin(struct hf_packed *out, const struct packed_lin *l)
+{
+    out->n_linears++;
+    out->weights += l->rows * l->in;
+    for (int i = 0; i < N_PARTS && !l->first; i++)
+        if (l->part[i].data)
+            out->bytes += l->part[i].bytes;
+}
+
+void packed_describe(struct hf_packed *out, const struct packed *p)
+{
+    const struct packed_changes *c = &p->changes;
+    *out = (struct hf_packed){.format = p->config.layout->about,
+                              .groups = c->groups,
+                              .symmetric = !c->off_centre,
+                              .rounded = c->rounded,
+                              .mirrored = c->mirrored,
+                              .worst = c->worst};
+    for (int64_t i = 0; i < p->n; i++) {
+        const struct packed_lin *l = &p->lin[i];
+        for (int64_t k = 0; k < l->n_joined; k++)
+            add_lin(out, &l->joined[k]);
+        if (!l->joined)
+            add_lin(out, l);
+    }
+}
+
+enum err hf_is_packed(bool *out, const char *model_dir)
+{
+    static const char *const key[] = {"quantization_config", "compression_config"};
+    char *path = NULL;
+    json_t *o = NULL;
+    *out = false;
+    TRY(file_join(&path, model_dir, "config.json"));
+    const enum err err =
+        json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST);
+    mem_free(path);
+    TRY(err);
+    for (size_t i = 0; i < ARRAY_LEN(key) && !*out; i++) {
+        const json_t *q = json_object_get(o, key[i]);
+        *out = json_is_object(q) && !spec_is_ours(q);
+    }
+    json_decref(o);
+    return OK;
 }

@@ -281,6 +281,7 @@ static enum err read_groups(struct qlinear *q, uint8_t *mirror, const struct pac
             const float x = scale_value(l, r, g);
             TRY(take_scale(&q->scales[at], l, x, r, g));
             TRY(take_zero(&q->zeros[at], l, r, g));
+            changes->off_centre += q->zeros[at] != 1 << (l->format.bits - 1);
             mirror[at] = x < 0;
             if (mirror[at])
                 q->zeros[at] = mirrored(q->zeros[at], l->format.bits);
@@ -502,14 +503,6 @@ const struct packed_lin *packed_find(const struct packed *p, const char *weight)
     if (!p->n)
         return NULL;
     return bsearch(&key, p->lin, (size_t)p->n, sizeof(*p->lin), compare_lin);
-}
-
-int64_t packed_count(const struct packed *p)
-{
-    int64_t n = 0;
-    for (int64_t i = 0; i < p->n; i++)
-        n += p->lin[i].joined ? p->lin[i].n_joined : 1;
-    return n;
 }
 
 void packed_tell(const struct packed_lin *l, const struct hf_files *f,

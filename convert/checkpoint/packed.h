@@ -61,7 +61,8 @@ struct packed_lin {
 /* What reading changes, over all projections. */
 struct packed_changes {
     int64_t groups, rounded, mirrored;
-    double worst; /* relative difference of a scale and its fp16 */
+    int64_t off_centre; /* groups whose zero point is not 2^(bits - 1) */
+    double worst;       /* relative difference of a scale and its fp16 */
 };
 
 /* One tool's format. Rows and columns are those of W [out, in]. */
@@ -103,8 +104,9 @@ void packed_close(struct packed *p); /* accepts a zeroed or half-built one */
  * Errors: ERR_SUPPORT for rows that are no multiple of PACKED_ALIGN; ERR_MEMORY. */
 enum err packed_split(struct packed *p, const char *whole, int n, const char *const *part,
                       const int64_t *rows);
-/* Returns the number of projections before any was joined. */
-int64_t packed_count(const struct packed *p);
+struct hf_packed; /* convert/checkpoint/hf.h */
+/* Says what was found, of all projections before any was joined. */
+void packed_describe(struct hf_packed *out, const struct packed *p);
 /* Returns the projection whose weight is named, or NULL. */
 const struct packed_lin *packed_find(const struct packed *p, const char *weight);
 /* *q = scales, zeros and codes; groups of negative scale are mirrored. The caller frees it

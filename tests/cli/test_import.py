@@ -107,6 +107,30 @@ VARIANTS = [
 ]
 
 
+def test_inspect(b):
+    """Bits, groups, bytes and what is not packed, counted from the files."""
+    for what in VARIANTS:
+        path, linears = b.make(**what)
+        said = json.loads(subprocess.run([b.wkvq, "inspect", path, "--json"], capture_output=True, timeout=300).stdout)
+        q, arch = said["quantization"], said["model"]
+        have = {name: size for name, size in stored_bytes(path) if name.rsplit(".", 1)[0] in linears}
+        weights = sum(x.rows * x.cols for x in linears.values())
+        assert said["kind"] == "checkpoint" and q["projections"] == len(linears), (what, said)
+        assert said["quantized_weights"] == weights and said["quantized_bytes"] == sum(have.values()), (what, said)
+        assert abs(said["weight_bits"] - 8 * sum(have.values()) / weights) < 1e-6, (what, said)
+        assert q["bits"] == what.get("bits", 4) and q["group_size"] == what.get("group", 32), (what, q)
+        assert q["symmetric"] == what.get("symmetric", False), (what, q)
+        full = len(foreign.LINEARS) * arch["layers"] - len(linears)
+        assert len(q["unquantized"].split(", ")) * bool(q["unquantized"]) == full == len(what.get("keep", ())), (what, q)
+
+
+def stored_bytes(path):
+    """(name, bytes) of a checkpoint's tensors."""
+    with open(path / "model.safetensors", "rb") as f:
+        header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+    return [(n, t["data_offsets"][1] - t["data_offsets"][0]) for n, t in header.items() if n != "__metadata__"]
+
+
 def test_codes(b):
     """Every code, zero point and scale of an artifact is the tool's, and verify finds no difference."""
     for what in VARIANTS:

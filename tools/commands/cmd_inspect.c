@@ -13,6 +13,7 @@
 #include "tools/commands/commands.h"
 #include "tools/commands/inspect_memory.h"
 #include "tools/commands/inspect_tensors.h"
+#include "tools/recipe/recipe.h"
 #include "tools/state/state.h"
 
 #include <inttypes.h>
@@ -32,8 +33,8 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
      .choices = SHAPE_CHOICES,
      .help = "Use a model's shapes alone, without DIR"},
-    {OPT_FLAG, 't', "tensors", .offset = offsetof(struct args, stats),
-     .help = "List the tensors too"},
+    {OPT_FLAG, 't', "tensors", .offset = offsetof(struct args, tensors),
+     .help = "List the tensors too, and formats by layer in full, as --verbose does"},
     {0},
 };
 /* clang-format on */
@@ -172,82 +173,16 @@ static enum err add_table(json_t *o, const struct memory *m, const struct memory
 
 /* --- artifact ----------------------------------------------------------------------- */
 
-static void print_group(const char *name, int64_t group, const char *whole)
+static enum err print_spec(const struct args *a, const struct artifact *art,
+                           const struct artifact_sizes *m)
 {
-    if (group)
-        printf("%s%" PRId64, name, group);
-    else
-        printf("%s%s", name, whole);
-}
-
-/* Prints layers and projections with other formats. */
-static enum err print_mix(const struct mix *m)
-{
-    char *text;
-    if (!m)
-        return OK;
-    TRY(mix_text(&text, m));
-    printf(", mixed: %s", text);
-    mem_free(text);
-    return OK;
-}
-
-static enum err print_weights(const struct artifact_sizes *m, const struct weight_spec *w)
-{
-    printf("  weights    %d bits", w->bits);
-    if (weight_quantizes(w))
-        print_group(", groups of ", w->group_size, "the whole row");
-    TRY(print_mix(w->mixed));
-    printf(": %.4f bits per weight, %.1f MB for %.1f M weights; everything else %.1f MB\n",
-           m->weight_bits, MB * (double)m->quantized_bytes,
-           1e-6 * (double)m->quantized_weights, MB * (double)m->other_bytes);
-    if (weight_quantizes_head(w)) {
-        printf("  head       %d bits", w->head_bits);
-        print_group(", groups of ", w->head_group, "the whole row");
-        printf(": %.4f bits per weight, %.1f MB with the embedding\n", m->head_bits,
-               MB * (double)m->head_bytes);
-    }
-    return OK;
-}
-
-static enum err print_cache(const struct artifact_sizes *m, const struct kv_spec *kv)
-{
-    printf("  cache      %d bits", kv->bits);
-    if (kv_quantizes(kv)) {
-        if (kv_target_has_scales(kv->target))
-            printf(", a scale for keys and one for values");
-        else
-            print_group(", groups of ", kv->group_size, "the whole head");
-        TRY(print_mix(kv->mixed));
-        printf(", keys %s the rotary embedding",
-               kv->key_stage == KEY_PRE_ROPE ? "before" : "after");
-        if (kv->rotate)
-            printf(", %s rotated", kv->rotate == ROTATE_KV  ? "keys and values"
-                                   : kv->rotate == ROTATE_K ? "keys"
-                                                            : "values");
-    }
-    printf(": %.4f bits per element; ", m->kv_bits);
-    if (kv->target) {
-        printf("that of %s, simulated\n", kv_target_name[kv->target]);
-        return OK;
-    }
-    if (kv->past_only)
-        printf("full precision for the last %" PRId64 " tokens and the first %" PRId64 "\n",
-               kv->window, kv->sink);
-    else
-        printf("the current token is quantized too, the first %" PRId64 " are not\n",
-               kv->sink);
-    return OK;
-}
-
-static enum err print_spec(const struct artifact_sizes *m, const struct weight_spec *w,
-                           const struct kv_spec *kv)
-{
-    TRY(print_weights(m, w));
+    const struct weight_spec *w = artifact_weight_spec(art);
+    const bool rules = a->verbose || a->tensors;
+    TRY(inspect_print_weights(artifact_arch(art), w, m, rules));
     if (weight_rounds_inputs(w))
         printf("  inputs     of projections rounded to %d bits, each token by itself\n",
                w->act_bits);
-    return print_cache(m, kv);
+    return inspect_print_cache(artifact_arch(art), artifact_kv_spec(art), m, rules);
 }
 
 static enum err print_manifest_tensors(const json_t *manifest)
@@ -292,7 +227,7 @@ static json_t *artifact_json(const struct args *a, const struct artifact *art,
         "memory", memory_json(mem), "product", json_object_get(manifest, "product"),
         "config", json_object_get(manifest, "config"), "provenance",
         json_object_get(manifest, "provenance"));
-    if (o && a->stats &&
+    if (o && a->tensors &&
         json_object_set(o, "tensors", json_object_get(manifest, "tensors"))) {
         json_decref(o);
         return NULL;
@@ -325,11 +260,11 @@ static enum err inspect_artifact(const struct args *a, struct memory *mem)
     printf("%s: artifact, %.1f MB, by %s\n", a->pos.item[0], MB * (double)m.total_bytes,
            json_string_value(json_object_get(manifest, "product")));
     print_arch(mem->arch);
-    TRY_OUT(print_spec(&m, artifact_weight_spec(art), artifact_kv_spec(art)));
+    TRY_OUT(print_spec(a, art, &m));
     print_memory(mem);
     if (a->memory_table)
         memory_print(mem->arch, rows, 2, &mem->batch, &mem->length);
-    if (a->stats)
+    if (a->tensors)
         TRY_OUT(print_manifest_tensors(manifest));
 out:
     json_decref(manifest);
@@ -339,55 +274,125 @@ out:
 
 /* --- checkpoint --------------------------------------------------------------------- */
 
-static json_t *checkpoint_json(const struct args *a, const struct hf_model *m,
-                               const struct inspect_contents *c, const struct memory *mem)
+static double plain_bits(const struct inspect_contents *c)
 {
-    json_t *o = json_pack(
-        "{s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:o}", "kind", "checkpoint", "path",
-        a->pos.item[0], "model", arch_json(hf_arch(m)), "tensors_count",
-        (json_int_t)c->stored, "tensors_count_read", (json_int_t)c->read, "weights",
-        (json_int_t)c->weights, "total_bytes", (json_int_t)hf_bytes(m), "weight_bits",
-        c->weights ? 8.0 * (double)c->bytes / (double)c->weights : 0.0, "kv_bits", 16.0,
-        "memory", memory_json(mem));
-    if (o && a->stats && !inspect_add_tensors(o, m)) {
-        json_decref(o);
-        return NULL;
+    return c->weights ? 8.0 * (double)c->bytes / (double)c->weights : 0.0;
+}
+
+/* An open checkpoint. packed: another tool quantized it. */
+struct checkpoint {
+    struct hf_model *m;
+    struct inspect_contents c;
+    bool packed;
+    struct recipe formats; /* the packed weights' */
+    struct inspect_packed p;
+};
+
+static enum err measure_packed(struct checkpoint *c, const char *dir)
+{
+    struct inspect_packed *p = &c->p;
+    if (!hf_packed(&p->found, c->m))
+        return OK;
+    c->packed = true;
+    recipe_init(&c->formats);
+    TRY(recipe_take_formats(&c->formats, c->m, dir));
+    p->weights = recipe_weight_spec(&c->formats);
+    p->sizes = (struct artifact_sizes){.total_bytes = hf_bytes(c->m),
+                                       .quantized_bytes = p->found.bytes,
+                                       .other_bytes = hf_bytes(c->m) - p->found.bytes,
+                                       .quantized_weights = p->found.weights,
+                                       .weight_bits = 8.0 * (double)p->found.bytes /
+                                                      (double)p->found.weights};
+    return OK;
+}
+
+/* Opens it as what it is; what reading packed weights would change is not said. */
+static enum err open_checkpoint(struct checkpoint *c, const char *dir)
+{
+    bool packed = false;
+    enum err err = hf_open(&c->m, dir);
+    if (err == ERR_SUPPORT && !hf_is_packed(&packed, dir) && packed) {
+        err_clear();
+        err = hf_open_packed(&c->m, dir, "wkvq inspect reads it as it is");
     }
-    return o;
+    TRY(err);
+    c->c = inspect_contents(c->m);
+    TRY(measure_packed(c, dir));
+    c->c.bytes += c->p.found.bytes;
+    return OK;
+}
+
+static enum err checkpoint_json(json_t **out, const struct args *a,
+                                const struct checkpoint *c, const struct memory *mem)
+{
+    json_t *packed = NULL;
+    if (c->packed)
+        TRY(inspect_packed_json(&packed, hf_arch(c->m), &c->p));
+    json_t *o = json_pack(
+        "{s:s, s:s, s:o, s:I, s:I, s:I, s:I, s:f, s:f, s:o, s:o*}", "kind", "checkpoint",
+        "path", a->pos.item[0], "model", arch_json(hf_arch(c->m)), "tensors_count",
+        (json_int_t)c->c.stored, "tensors_count_read", (json_int_t)c->c.read, "weights",
+        (json_int_t)c->c.weights, "total_bytes", (json_int_t)hf_bytes(c->m), "weight_bits",
+        c->packed ? c->p.sizes.weight_bits : plain_bits(&c->c), "kv_bits", 16.0, "memory",
+        memory_json(mem), "quantization", packed);
+    if (o && c->packed &&
+        (json_object_set_new(o, "quantized_weights", json_integer(c->p.found.weights)) ||
+         json_object_set_new(o, "quantized_bytes",
+                             json_integer((json_int_t)c->p.found.bytes)))) {
+        json_decref(o);
+        o = NULL;
+    }
+    if (o && a->tensors && !inspect_add_tensors(o, c->m)) {
+        json_decref(o);
+        o = NULL;
+    }
+    *out = o;
+    return OK;
+}
+
+static enum err print_checkpoint(const struct args *a, const struct checkpoint *c,
+                                 const struct memory *mem)
+{
+    const struct arch *arch = mem->arch;
+    printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
+           MB * (double)hf_bytes(c->m), c->c.stored);
+    print_arch(arch);
+    inspect_print_reading(arch, &c->c);
+    if (c->packed)
+        TRY(inspect_print_packed(arch, &c->p, a->verbose || a->tensors));
+    else
+        printf("  weights    %.1f M, %.1f M of them in projections, %.4f bits per weight\n",
+               1e-6 * (double)c->c.weights,
+               1e-6 * (double)(arch_block_params(arch) * arch->n_layers),
+               plain_bits(&c->c));
+    print_memory(mem);
+    if (a->memory_table)
+        memory_print(arch, memory_rows, memory_n_rows, &mem->batch, &mem->length);
+    if (a->tensors)
+        inspect_print_tensors(c->m);
+    return OK;
 }
 
 static enum err inspect_checkpoint(const struct args *a, struct memory *mem)
 {
     enum err err = OK;
-    struct hf_model *m = NULL;
-    TRY(hf_open(&m, a->pos.item[0]));
-    const struct inspect_contents c = inspect_contents(m);
-    const struct arch *arch = hf_arch(m);
-    mem->arch = arch;
-    mem->weights = c.bytes;
+    struct checkpoint c = {0};
+    TRY_OUT(open_checkpoint(&c, a->pos.item[0]));
+    mem->arch = hf_arch(c.m);
+    mem->weights = c.c.bytes;
     mem->kv = &full_cache;
     if (a->json) {
-        json_t *o = checkpoint_json(a, m, &c, mem);
+        json_t *o;
+        TRY_OUT(checkpoint_json(&o, a, &c, mem));
         if (o && a->memory_table)
             TRY_OUT(add_table(o, mem, memory_rows, memory_n_rows));
         err = print_json(o);
-        goto out;
+    } else {
+        err = print_checkpoint(a, &c, mem);
     }
-    printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
-           MB * (double)hf_bytes(m), c.stored);
-    print_arch(arch);
-    inspect_print_reading(arch, &c);
-    printf("  weights    %.1f M, %.1f M of them in projections, %.4f bits per weight\n",
-           1e-6 * (double)c.weights,
-           1e-6 * (double)(arch_block_params(arch) * arch->n_layers),
-           c.weights ? 8.0 * (double)c.bytes / (double)c.weights : 0.0);
-    print_memory(mem);
-    if (a->memory_table)
-        memory_print(arch, memory_rows, memory_n_rows, &mem->batch, &mem->length);
-    if (a->stats)
-        inspect_print_tensors(m);
 out:
-    hf_close(&m);
+    recipe_free(&c.formats);
+    hf_close(&c.m);
     return err;
 }
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * The tensors of a checkpoint for `wkvq inspect`: as its files have them, and what becomes of those
- * that are split or joined while they are read. */
+ * For `wkvq inspect`: the tensors of a checkpoint, as its files have them, and what becomes of
+ * those that are split or joined while they are read; how projections and cache are quantized. */
 #ifndef WKVQ_INSPECT_TENSORS_H
 #define WKVQ_INSPECT_TENSORS_H
 
+#include "convert/artifact/reader.h"
 #include "convert/checkpoint/hf.h"
 #include "data/json.h"
 
@@ -21,5 +22,25 @@ void inspect_print_reading(const struct arch *a, const struct inspect_contents *
 void inspect_print_tensors(const struct hf_model *m);
 /* Adds the same lists to o: "tensors" and "tensors_read". false: no memory. */
 bool inspect_add_tensors(json_t *o, const struct hf_model *m);
+
+/* Bits and group size of all projections, or of the cache; formats by layer as shares of each kind,
+ * and as their rules if `rules` or if those are short. */
+enum err inspect_print_weights(const struct arch *a, const struct weight_spec *w,
+                               const struct artifact_sizes *m, bool rules);
+enum err inspect_print_cache(const struct arch *a, const struct kv_spec *kv,
+                             const struct artifact_sizes *m, bool rules);
+
+/* A checkpoint that another tool quantized. */
+struct inspect_packed {
+    struct hf_packed found;
+    struct weight_spec weights; /* its mix is the caller's */
+    struct artifact_sizes sizes;
+};
+enum err inspect_print_packed(const struct arch *a, const struct inspect_packed *p,
+                              bool rules);
+/* *out = {"format": "awq", "bits": 4, ..., "unquantized": "0.q_proj, 3-5.down_proj"}.
+ * ERR_MEMORY. */
+enum err inspect_packed_json(json_t **out, const struct arch *a,
+                             const struct inspect_packed *p);
 
 #endif
