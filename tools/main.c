@@ -111,6 +111,39 @@ static int unknown_command(const char *name)
     return status;
 }
 
+/* Returns the value that was typed for an unknown option: after its =, or as the next argument.
+ * NULL: none. */
+static const char *typed_value(int argc, char **argv, int at)
+{
+    const char *equals = strchr(argv[at], '=');
+    if (equals)
+        return equals + 1;
+    return at + 1 < argc && argv[at + 1][0] != '-' ? argv[at + 1] : NULL;
+}
+
+/* Other tools have options for what is a key here: a key's own name comes before an option that
+ * is spelt much like it, and that before a key that is. */
+static int unknown_option(const struct command *cmd, int argc, char **argv, int at)
+{
+    const struct recipe_key *alike[RECIPE_ALIKE_MAX];
+    char name[64], keys[512];
+    const bool sets = opt_has(cmd, "set");
+    snprintf(name, sizeof(name), "%.*s", (int)strcspn(argv[at] + 2, "="), argv[at] + 2);
+    const char *nearest = opt_nearest(cmd, name);
+    int n = sets ? recipe_alike(alike, name, false) : 0;
+    if (sets && !n && !nearest)
+        n = recipe_alike(alike, name, true);
+    fprintf(stderr, "wkvq %s: unrecognized option '--%s'", cmd->name, name);
+    if (n) {
+        recipe_set_text(keys, sizeof(keys), alike, n, typed_value(argc, argv, at));
+        fprintf(stderr, "; it may mean a key of the configuration: use %s", keys);
+    } else if (nearest) {
+        fprintf(stderr, "; did you mean '--%s'?", nearest);
+    }
+    fprintf(stderr, "\n`wkvq %s --help` lists the options.\n", cmd->name);
+    return err_exit_status(ERR_USAGE);
+}
+
 /* Flushes the output. A full disk may have swallowed results, which is said. Nobody reads a closed
  * pipe, as after `| head`, and nothing is said. */
 static int finish_output(int status)
@@ -159,6 +192,9 @@ static int run_command(const struct command *cmd, int argc, char **argv)
         if (!strcmp(argv[i], "-h")) /* argp accepts -? only */
             argv[i] = help_option;
     }
+    const int unknown = opt_find_unknown(cmd, argc, argv);
+    if (unknown)
+        return unknown_option(cmd, argc, argv, unknown);
     parsing = !atexit(finish_help);
     opt_parse(&a, cmd, argc, argv);
     parsing = false;

@@ -5,6 +5,7 @@
 #include "kernels/base/mem.h"
 #include "tools/cli/choices.h"
 #include "tools/cli/hub_cache.h"
+#include "tools/cli/nearest.h"
 #include "tools/cli/size.h"
 
 #include <argp.h>
@@ -364,6 +365,90 @@ void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv)
     free(doc);
     for (int i = 0; i < p.n; i++)
         free(p.doc[i]);
+}
+
+/* --- unknown options ---------------------------------------------------------------- */
+
+/* Options that argp adds. They end the command, whatever follows. */
+static const struct opt opt_of_argp[] = {
+    {OPT_FLAG, '?', "help", .help = ""}, {OPT_FLAG, .name = "usage", .help = ""}, {0}};
+
+/* Returns the option with a name of n characters, or else the first whose name begins so, as
+ * getopt_long() takes it; NULL: none. */
+static const struct opt *find_long(const struct command *cmd, const char *name, size_t n)
+{
+    const struct opt *begins = NULL;
+    for (const struct opt *const *table = cmd->groups; table && *table; table++)
+        for (const struct opt *o = *table; o->help; o++) {
+            if (!o->name || strncmp(o->name, name, n))
+                continue;
+            if (!o->name[n])
+                return o;
+            begins = begins ? begins : o;
+        }
+    for (const struct opt *o = opt_of_argp; o->help && !begins; o++)
+        begins = strncmp(o->name, name, n) ? NULL : o;
+    return begins;
+}
+
+static const struct opt *find_letter(const struct command *cmd, char letter)
+{
+    for (const struct opt *const *table = cmd->groups; table && *table; table++)
+        for (const struct opt *o = *table; o->help; o++)
+            if (o->letter == letter)
+                return o;
+    return NULL;
+}
+
+static bool takes_value(const struct opt *o)
+{
+    return o && o->kind != OPT_FLAG && o->kind != OPT_MAYBE;
+}
+
+/* Returns whether the value of letters such as "qo" is the next argument. */
+static bool ends_with_value(const struct command *cmd, const char *letters)
+{
+    while (*letters && !takes_value(find_letter(cmd, *letters)))
+        letters++;
+    return *letters && !letters[1];
+}
+
+int opt_find_unknown(const struct command *cmd, int argc, char **argv)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--"); i++) {
+        const char *word = argv[i];
+        if (word[0] != '-')
+            continue;
+        if (word[1] != '-') {
+            i += ends_with_value(cmd, word + 1);
+            continue;
+        }
+        const size_t n = strcspn(word + 2, "=");
+        const struct opt *o = find_long(cmd, word + 2, n);
+        if (!o)
+            return i;
+        if (o >= opt_of_argp && o < opt_of_argp + ARRAY_LEN(opt_of_argp))
+            return 0;
+        i += takes_value(o) && !word[2 + n];
+    }
+    return 0;
+}
+
+const char *opt_nearest(const struct command *cmd, const char *name)
+{
+    struct nearest best = {0};
+    nearest_consider(&best, name, opt_of_argp[0].name);
+    for (const struct opt *const *table = cmd->groups; table && *table; table++)
+        for (const struct opt *o = *table; o->help; o++)
+            if (o->name)
+                nearest_consider(&best, name, o->name);
+    return best.word;
+}
+
+bool opt_has(const struct command *cmd, const char *name)
+{
+    const struct opt *o = find_long(cmd, name, strlen(name));
+    return o && !strcmp(o->name, name);
 }
 
 void opt_print_words(const struct command *cmd)

@@ -123,6 +123,15 @@ enum err opt_need_utf8(const struct args *a, const char *what);
 enum err opt_find_models(struct args *a);
 void opt_free_models(struct args *a);
 
+/* Returns the first of argv[1..] that is a long option which cmd does not have, as an index; 0:
+ * none, or --help is before it. */
+int opt_find_unknown(const struct command *cmd, int argc, char **argv);
+/* Returns the long option of cmd that is closest to a misspelt one, without its hyphens; NULL:
+ * none is close. */
+const char *opt_nearest(const struct command *cmd, const char *name);
+/* Returns whether cmd has the long option. */
+bool opt_has(const struct command *cmd, const char *name);
+
 /* Prints a command's options for shell completion (one per line) or as man page source. */
 void opt_print_words(const struct command *cmd);
 void opt_print_man(const struct command *cmd);

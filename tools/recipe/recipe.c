@@ -204,19 +204,15 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
     FAIL(ERR_USAGE, "%s: %s: '%s': %s", where, k->name, text, wanted);
 }
 
-/* Returns the first key that is name but for its section, or NULL. */
-static const char *key_without_section(const char *name)
-{
-    for (int i = 0; i < recipe_n_keys; i++)
-        if (!strcmp(strchr(recipe_key[i].name, '.') + 1, name))
-            return recipe_key[i].name;
-    return NULL;
-}
-
 static enum err unknown_key(const char *name, const char *where)
 {
-    struct nearest best = {.word = key_without_section(name)};
-    for (int i = 0; !key_without_section(name) && i < recipe_n_keys; i++)
+    const struct recipe_key *alike[RECIPE_ALIKE_MAX];
+    const int n = recipe_alike(alike, name, false);
+    struct nearest best = {0};
+    char list[512];
+    recipe_alike_text(list, sizeof(list), alike, n);
+    FAIL_IF(n, ERR_USAGE, "%s: unknown key '%s'; did you mean %s?", where, name, list);
+    for (int i = 0; i < recipe_n_keys; i++)
         nearest_consider(&best, name, recipe_key[i].name);
     FAIL_IF(best.word, ERR_USAGE, "%s: unknown key '%s'; did you mean '%s'?", where, name,
             best.word);

@@ -110,6 +110,18 @@ void recipe_free(struct recipe *r); /* accepts a zeroed one */
  * wanted. ERR_SUPPORT: a value of a later version. */
 enum err recipe_set(struct recipe *r, const char *name, const char *text,
                     const char *where);
+#define RECIPE_ALIKE_MAX 16
+/* Finds the keys whose last part or whole name is `text`, with '-' or '.' for '_': "group-size" is
+ * that of weights, head and cache. misspelt: those whose last part is the closest to it. Returns
+ * their number. */
+int recipe_alike(const struct recipe_key *found[RECIPE_ALIKE_MAX], const char *text,
+                 bool misspelt);
+/* Writes "'weights.bits', 'head.bits' or 'kv.bits'". */
+void recipe_alike_text(char *out, size_t size, const struct recipe_key *const *found,
+                       int n);
+/* Writes "--set weights.bits=4 (or head.bits, kv.bits)". value NULL: not known. */
+void recipe_set_text(char *out, size_t size, const struct recipe_key *const *found, int n,
+                     const char *value);
 /* Sets the keys of a preset. Errors as for recipe_set. */
 enum err recipe_preset(struct recipe *r, const char *name, const char *where);
 /* Sets the keys of a YAML file. Its preset is applied first, wherever it stands. */
