@@ -155,7 +155,8 @@ const struct command cmd_refine = {
         "refine.samples=160 unless set. A state needs its calibration's text, an artifact takes "
         "any. Ctrl-C finishes the current step, saves it and exits with status 130. The same "
         "command then resumes, also after a kill, and the final bytes are the same.\n\n"
-        "  wkvq refine Llama-2-7b Llama-2-7b-w4kv4 --data wiki.train.raw -o Llama-2-7b-refined\n"
+        "  wkvq refine Llama-2-7b Llama-2-7b-w4kv4 --data wiki.train.raw \\\n"
+        "      -o Llama-2-7b-refined\n"
         "  wkvq refine Llama-2-7b Llama-2-7b.state --data wiki.train.raw\n"
         "  wkvq refine Llama-2-7b Llama-2-7b-rtn --data own.jsonl -o better \\\n"
         "      --set refine.samples=320 --set refine.learn=scales+norms+cache+rounding\n",

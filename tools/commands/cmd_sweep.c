@@ -21,7 +21,7 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Sweep:"},
     {OPT_TEXT, 'm', "model", "MODEL_DIR", offsetof(struct args, model),
-     .help = "Checkpoint of every cell (default: none, required)"},
+     .help = "Checkpoint of all cells (default: none, required)"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for report.html, results.jsonl, results.csv and unfinished states "
              "(default: none, required)"},
@@ -43,7 +43,7 @@ static const struct opt options[] = {
              "eval --task zeroshot`, in simulation; repeatable"},
     {OPT_LIST, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
      .help = "File of right answers, one number per line, for a --zeroshot file without them "
-             "(PIQA's dev.jsonl); repeatable, one for each such file, in their order"},
+             "(PIQA's dev.jsonl); repeatable, one for each such file in their order"},
     {OPT_LIST, .name = "longbench", .arg = "FILE", .offset = offsetof(struct args, longbench),
      .help = "Questions of LongBench for every cell that the packed runtime can run; repeatable"},
     {OPT_TEXT, .name = "prompts", .arg = "FILE", .offset = offsetof(struct args, prompts),
