@@ -98,10 +98,12 @@ static int unknown_command(const char *name)
 {
     struct nearest best = {0};
     const int status = err_exit_status(ERR_USAGE);
+    const char *about = help_nearest_about(name);
     for (int i = 0; i < command_count; i++)
         nearest_consider(&best, name, command_table[i]->name);
     if (name[0] == '-')
-        fprintf(stderr, "wkvq: unknown option '%s' before the command\n", name);
+        fprintf(stderr, "wkvq: unknown option '%s' before the command%s%s%s\n", name,
+                about ? "; did you mean '" : "", about ? about : "", about ? "'?" : "");
     else if (best.word)
         fprintf(stderr, "wkvq: unknown command '%s'; did you mean '%s'?\n", name,
                 best.word);
@@ -213,24 +215,6 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     return report(cause(err), cmd->name, a.verbose);
 }
 
-/* Handles --help, --version and the like. Returns false for any other word. */
-static bool print_about(const char *word)
-{
-    if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help"))
-        help_print(stdout);
-    else if (!strcmp(word, "--version") || !strcmp(word, "-V"))
-        help_print_version();
-    else if (!strcmp(word, "--man"))
-        help_print_man();
-    else if (!strcmp(word, "--completion"))
-        help_print_completion();
-    else if (!strcmp(word, "--print-reference"))
-        recipe_print_reference(stdout);
-    else
-        return false;
-    return true;
-}
-
 int main(int argc, char **argv)
 {
     stop_ignore_broken_output();
@@ -245,7 +229,7 @@ int main(int argc, char **argv)
     const struct command *cmd = find_command(argv[1]);
     if (cmd)
         return leave(finish_output(run_command(cmd, argc - 1, argv + 1)));
-    if (print_about(argv[1]))
+    if (help_print_about(!strcmp(argv[1], "help") ? help_option : argv[1]))
         return finish_output(0);
     return unknown_command(argv[1]);
 }

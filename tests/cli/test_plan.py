@@ -148,7 +148,7 @@ def main():
     check_threads(wkvq)
     texts = {name: subprocess.run([wkvq, name, "--help"], capture_output=True, text=True, check=True).stdout
              for name in subprocess.run([wkvq, "--completion"], capture_output=True, text=True, check=True).stdout
-             .split('compgen -W "')[1].split('"')[0].split() if not name.startswith("-") and name != "help"}
+             .split('_wkvq_commands="')[1].split('"')[0].split()}
     planned = {name for name, text in texts.items() if "--plan" in text.split()}
     assert planned == set(commands), f"commands with --plan: {sorted(planned)}, tested: {sorted(commands)}"
     with tempfile.TemporaryDirectory() as name:

@@ -451,6 +451,33 @@ bool opt_has(const struct command *cmd, const char *name)
     return o && !strcmp(o->name, name);
 }
 
+/* --- completion and the man page ---------------------------------------------------- */
+
+void opt_print_choices(const char *choices)
+{
+    for (const char *p = choices; *p; p++)
+        putchar(*p == '|' ? '\n' : *p);
+}
+
+void opt_print_value_words(const struct command *cmd)
+{
+    for (const struct opt *const *table = cmd->groups; table && *table; table++) {
+        for (const struct opt *o = *table; o->help; o++) {
+            if (!o->choices && !o->word)
+                continue;
+            printf("        ");
+            if (o->letter)
+                printf("-%c|", o->letter);
+            printf("--%s) words=\"", o->name);
+            if (o->choices)
+                opt_print_choices(o->choices);
+            for (size_t i = 0; o->word && o->word(i); i++)
+                printf("%s\n", o->word(i));
+            printf("\" ;;\n");
+        }
+    }
+}
+
 void opt_print_words(const struct command *cmd)
 {
     for (const struct opt *const *table = cmd->groups; table && *table; table++) {
@@ -463,7 +490,7 @@ void opt_print_words(const struct command *cmd)
 }
 
 /* Escapes hyphens, so that troff prints them as hyphen-minus that can be copied. */
-static void print_troff(const char *text)
+void opt_print_troff(const char *text)
 {
     for (const char *p = text; *p; p++) {
         if (*p == '-')
@@ -484,11 +511,11 @@ static void print_details(const char *details)
     const size_t n = example ? (size_t)(example - details) : strlen(details);
     char *prose = strndup(details, n);
     printf(".PP\n");
-    print_troff(prose ? prose : "");
+    opt_print_troff(prose ? prose : "");
     free(prose);
     if (example) {
         printf("\n.PP\n.nf\n");
-        print_troff(example + 2);
+        opt_print_troff(example + 2);
         printf(".fi");
     }
     printf("\n");
@@ -497,7 +524,7 @@ static void print_details(const char *details)
 void opt_print_man(const struct command *cmd)
 {
     printf(".SS wkvq %s ", cmd->name);
-    print_troff(cmd->operands ? cmd->operands : "");
+    opt_print_troff(cmd->operands ? cmd->operands : "");
     printf("\n%s.\n", cmd->summary);
     for (const struct opt *const *table = cmd->groups; table && *table; table++) {
         for (const struct opt *o = *table; o->help; o++) {
@@ -508,11 +535,11 @@ void opt_print_man(const struct command *cmd)
             if (o->letter)
                 printf("\\-%c, ", o->letter);
             printf("\\-\\-");
-            print_troff(o->name);
+            opt_print_troff(o->name);
             if (o->arg)
                 printf(o->kind == OPT_MAYBE ? "[=\\fI%s\\fR]" : "=\\fI%s\\fR", o->arg);
             printf("\n");
-            print_troff(line ? line : o->help);
+            opt_print_troff(line ? line : o->help);
             printf(".\n");
             free(line);
         }

@@ -76,6 +76,9 @@ struct opt {
     double lo, hi;       /* OPT_INT, OPT_REAL: inclusive bounds; OPT_BYTES: lo, but for 0 */
     const char *choices; /* OPT_TEXT: allowed words "a|b|c"; NULL: any text */
     const char *help;    /* a sentence without a full stop; the text of a heading */
+    /* OPT_TEXT: returns word i of those that the command knows from a table elsewhere, NULL beyond
+     * the last; for completion. NULL: none. */
+    const char *(*word)(size_t i);
 };
 
 struct command {
@@ -132,8 +135,14 @@ const char *opt_nearest(const struct command *cmd, const char *name);
 /* Returns whether cmd has the long option. */
 bool opt_has(const struct command *cmd, const char *name);
 
-/* Prints a command's options for shell completion (one per line) or as man page source. */
+/* Prints the words of "a|b|c", one a line. */
+void opt_print_choices(const char *choices);
+/* Print a command's options for shell completion (one per line), a case of the values of those
+ * that have choices, or its section of the man page. */
 void opt_print_words(const struct command *cmd);
+/* Prints text with the escapes of a man page. */
+void opt_print_troff(const char *text);
+void opt_print_value_words(const struct command *cmd);
 void opt_print_man(const struct command *cmd);
 
 #endif

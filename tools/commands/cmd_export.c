@@ -19,12 +19,19 @@
 
 #define REPORT_MAX ((size_t)64 << 20)
 
+/* What --format takes. */
+static const char *format_word(size_t i)
+{
+    const size_t n = (size_t)export_format_count;
+    return i < n ? export_formats[i]->name : i == n ? "list" : NULL;
+}
+
 /* clang-format off */
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Export:"},
     {OPT_TEXT, .name = "format", .arg = "F", .offset = offsetof(struct args, format),
      .help = "Format to write; list prints all of them and what each can hold (default: "
-             "none, required)"},
+             "none, required)", .word = format_word},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory or file to make; it must not exist, or be an empty directory "
              "(default: none, required)"},
@@ -47,7 +54,7 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "gguf-pre", .arg = "NAME", .offset = offsetof(struct args, gguf_pre),
      .help = "llama.cpp's name for how a byte-level tokenizer splits text into words, for "
              "--format gguf only; none leaves the tokenizer out (default: the name that "
-             "fits the tokenizer)"},
+             "fits the tokenizer)", .word = gguf_pre_name},
     {OPT_TEXT, .name = "gguf-vocab", .arg = "FILE", .offset = offsetof(struct args, gguf_vocab),
      .help = "Copy the tokenizer of another GGUF file, for --format gguf only, such as one of "
              "llama.cpp's converter with --vocab-only (default: the artifact's tokenizer)"},
@@ -55,6 +62,10 @@ static const struct opt options[] = {
      .help = "Threads; 0 = one per core"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print what the export would hold, and its size; write nothing"},
+    {0},
+};
+
+static const struct opt options_of_card[] = {
     {OPT_HEADING, .help = "Model card (the first two are keys of GGUF, too):"},
     {OPT_TEXT, .name = "base-model", .arg = "ID", .offset = offsetof(struct args, base_model),
      .help = "The checkpoint's name on the hub, as in HuggingFaceTB/SmolLM2-135M (default: "
@@ -62,10 +73,6 @@ static const struct opt options[] = {
     {OPT_TEXT, .name = "license", .arg = "ID", .offset = offsetof(struct args, license),
      .help = "The checkpoint's license, as in apache-2.0 (default: what the model card beside "
              "the checkpoint stated when it was converted)"},
-    {0},
-};
-
-static const struct opt options_of_card[] = {
     {OPT_LIST, .name = "eval-report", .arg = "FILE",
      .offset = offsetof(struct args, eval_report),
      .help = "Output of `wkvq eval --json` with perplexities to state, except for --format "

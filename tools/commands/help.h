@@ -4,11 +4,13 @@
 #ifndef WKVQ_HELP_H
 #define WKVQ_HELP_H
 
+#include <stdbool.h>
 #include <stdio.h>
 
 void help_print(FILE *f);
-void help_print_version(void);
-void help_print_man(void);        /* man page source of wkvq(1) */
-void help_print_completion(void); /* bash completion script */
+/* Does what --help, --version and the like say. false: word is none of them. */
+bool help_print_about(const char *word);
+/* Returns the one that is closest to a misspelt word, or NULL. */
+const char *help_nearest_about(const char *word);
 
 #endif

@@ -232,5 +232,9 @@ uint64_t recipe_memory(const struct recipe *r);
 void recipe_print_reference(FILE *f);
 /* Prints the keys as man page source on stdout. */
 void recipe_print_man(void);
+/* Print what bash completes after --set: "KEY=" for every key, one a line, and a case of the
+ * values of each key that has choices. */
+void recipe_print_key_words(void);
+void recipe_print_value_words(void);
 
 #endif

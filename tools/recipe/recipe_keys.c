@@ -444,6 +444,26 @@ void recipe_print_reference(FILE *f)
     }
 }
 
+void recipe_print_key_words(void)
+{
+    printf("preset=\n");
+    for (int i = 0; i < recipe_n_keys; i++)
+        printf("%s=\n", recipe_key[i].name);
+}
+
+void recipe_print_value_words(void)
+{
+    for (int i = 0; i < recipe_n_keys; i++) {
+        const struct recipe_key *k = &recipe_key[i];
+        const char *choices = k->kind == KEY_BOOL ? "true|false" : k->choices;
+        if (!choices)
+            continue;
+        printf("        %s) words=\"", k->name);
+        opt_print_choices(choices);
+        printf("\" ;;\n");
+    }
+}
+
 void recipe_print_man(void)
 {
     for (int i = 0; i < recipe_n_keys; i++) {
