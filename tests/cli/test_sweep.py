@@ -198,6 +198,27 @@ def test_interrupted(f):
     assert len(f.rows("stopped")) == 3
 
 
+def test_refused_before_work(f):
+    """A refusal leaves nothing that was not there, and no cell is blamed for an option."""
+    (f.path / "short.txt").write_text("too short")
+    short = f.command("turned-away", "--eval", "short.txt")
+    no_text = [a for a in f.command("turned-away") if a not in ("--data", "text.txt")]
+    key = f.command("turned-away", "--set", "kv.bits=99")
+    for command, said in ((short, "wkvq sweep: short.txt: the text has"), (no_text, "wkvq sweep: no text to calibrate on"),
+                          (key, "wkvq sweep: --set: kv.bits: '99'")):
+        done = f.run(command, want=2)
+        assert said in done.stderr and not (f.path / "turned-away").exists(), done.stderr
+    (f.path / "bad.yaml").write_text(SWEEP.replace("name: plain, set: {", "name: plain, set: {kv.sink: -3, "))
+    done = f.run(f.command("turned-away", file="bad.yaml"), want=2)
+    assert "bad.yaml: line 11: cell 'plain': " in done.stderr and not (f.path / "turned-away").exists(), done.stderr
+    (f.path / "turned-away").mkdir()
+    f.run(short, want=2)
+    assert not list((f.path / "turned-away").iterdir())
+    before = f.rows("ours") if (f.path / "ours").exists() else f.run(f.command("ours")) and f.rows("ours")
+    f.run(f.command("ours", "--eval", "short.txt"), want=2)
+    assert f.rows("ours") == before and (f.path / "ours/cells").is_dir() and (f.path / "ours/lock").exists()
+
+
 def signal_first_cell(f, out, number):
     """Sends a signal to the first cell of a sweep while it calibrates."""
     process = subprocess.Popen(f.command(out, "--set", "calibration.epochs=250"), cwd=f.path, text=True,

@@ -219,23 +219,34 @@ static enum err identify(struct sweep_run *run, const struct sweep *s)
     return OK;
 }
 
-static enum err prepare_cell(struct sweep *s, int i)
+/* Reads the texts of a cell. *common: an error is that of all cells, not of this one. */
+static enum err find_texts(struct sweep *s, struct sweep_run *run, bool *common)
+{
+    const struct recipe *r = &run->recipe;
+    const bool plain = sweep_way(r) == SWEEP_PLAIN;
+    *common = !r->data.n || s->settings.recipe.n_data;
+    FAIL_IF(!r->data.n && !plain, ERR_USAGE,
+            "no text to calibrate on: give --data FILE or calibration.data");
+    run->text = -1;
+    if (!plain)
+        TRY(sweep_find_text(&run->text, s, &r->data, r));
+    *common = true;
+    TRY(sweep_find_text(&run->eval_text, s, &s->eval_data, r));
+    TRY(sweep_check_text(s, run->eval_text, s->eval_data.path[0]));
+    *common = false;
+    return OK;
+}
+
+static enum err prepare_cell(struct sweep *s, int i, bool *common)
 {
     struct sweep_run *run = &s->run[i];
     struct recipe *r = &run->recipe;
     TRY(read_recipe(run, s, &s->plan.cell[i]));
-    const bool plain = sweep_way(r) == SWEEP_PLAIN;
     FAIL_IF(r->weight_method == WEIGHT_GIVEN, ERR_USAGE,
             "weights.method is given, but a sweep takes no --weights-from; quantize these "
             "weights with `wkvq quantize`");
-    FAIL_IF(!r->data.n && !plain, ERR_USAGE,
-            "no text to calibrate on: give --data FILE or calibration.data");
     TRY(resolve_compute(run, s));
-    run->text = -1;
-    if (!plain)
-        TRY(sweep_find_text(&run->text, s, &r->data, r));
-    TRY(sweep_find_text(&run->eval_text, s, &s->eval_data, r));
-    TRY(sweep_check_text(s, run->eval_text, s->eval_data.path[0]));
+    TRY(find_texts(s, run, common));
     TRY(identify(run, s));
     TRY(sweep_measures_ask(s, run));
     run->done = sweep_results_has(s, run);
@@ -285,14 +296,26 @@ static void say_ended(const struct sweep *s, enum mix_of of)
             recipe_mix_key(of), n, s->plan.n_cells, first);
 }
 
+/* Refuses a key of --config or --set before a cell would be blamed for it. */
+static enum err check_typed(const struct sweep *s)
+{
+    struct recipe r;
+    recipe_init(&r);
+    const enum err err = recipe_apply_typed(&r, &s->settings.recipe);
+    recipe_free(&r);
+    return err;
+}
+
 static enum err prepare_cells(struct sweep *s)
 {
+    TRY(check_typed(s));
     for (int i = 0; i < s->plan.n_cells; i++) {
-        enum err err = prepare_cell(s, i);
+        bool common = false;
+        enum err err = prepare_cell(s, i, &common);
         if (!err)
             err = drop_twin(s, i);
         if (err)
-            return at_cell(err, s, i);
+            return common ? err : at_cell(err, s, i);
     }
     say_ended(s, MIX_WEIGHTS);
     say_ended(s, MIX_KV);
@@ -361,9 +384,14 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
     s->gpu_cells = sweep_gpu_cells(s->parallel); /* before a cell sees one GPU alone */
     *plan = (struct sweep_plan){0};
     TRY(settle_eval(s));
-    TRY(open_model(s));
-    TRY(mem_calloc(&s->run, (size_t)s->plan.n_cells, sizeof(*s->run)));
-    return prepare_cells(s);
+    enum err err = open_model(s);
+    if (!err)
+        err = mem_calloc(&s->run, (size_t)s->plan.n_cells, sizeof(*s->run));
+    if (!err)
+        err = prepare_cells(s);
+    if (err)
+        sweep_results_undo(s);
+    return err;
 }
 
 static void free_texts(struct sweep *s)

@@ -115,6 +115,9 @@ struct sweep_run {
     bool skip; /* sweep_execute does not run it */
 };
 
+/* What was not there before this process opened OUT. */
+enum sweep_made { SWEEP_MADE_NOTHING, SWEEP_MADE_CELLS, SWEEP_MADE_OUT };
+
 struct sweep {
     struct sweep_settings settings;
     const char *model_dir, *out_dir; /* borrowed from settings */
@@ -136,6 +139,7 @@ struct sweep {
         preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not determined yet */
     json_t *results;  /* array of the objects in results.jsonl */
     struct lock lock;
+    enum sweep_made made;
 };
 
 /* Opens the model and texts and computes the identity of each cell, so that mistakes are

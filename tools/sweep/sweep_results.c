@@ -464,9 +464,30 @@ static enum err check_out(const char *out_dir)
     return err;
 }
 
+/* Says what there is of OUT before it is made. */
+static enum sweep_made missing(const char *out_dir)
+{
+    if (!file_exists(out_dir))
+        return SWEEP_MADE_OUT;
+    return look_into(out_dir).n ? SWEEP_MADE_NOTHING : SWEEP_MADE_CELLS;
+}
+
+void sweep_results_undo(struct sweep *s)
+{
+    char *cells = NULL, *lock = NULL;
+    if (s->made != SWEEP_MADE_NOTHING && !file_join(&cells, s->out_dir, "cells") &&
+        !file_join(&lock, s->out_dir, LOCK_NAME) && !rmdir(cells) && !unlink(lock) &&
+        s->made == SWEEP_MADE_OUT)
+        rmdir(s->out_dir);
+    mem_free(cells);
+    mem_free(lock);
+}
+
 enum err sweep_results_open(struct sweep *s)
 {
     const struct sweep_settings *own = &s->settings;
+    const bool alone = !own->plan_only && !own->share;
+    s->made = alone ? missing(s->out_dir) : SWEEP_MADE_NOTHING;
     TRY(own->plan_only ? check_out(s->out_dir) : sweep_results_make(s->out_dir));
     if (own->plan_only || own->share)
         return sweep_results_again(s);

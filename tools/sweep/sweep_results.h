@@ -14,6 +14,9 @@ enum err sweep_results_make(const char *out_dir);
  * missing. With settings.share it makes OUT and reads. ERR_USAGE if another process works on
  * it or OUT contains something else. ERR_FORMAT names file and line. */
 enum err sweep_results_open(struct sweep *s);
+/* Removes what sweep_results_open() made, where nothing has been added since: for a sweep that is
+ * refused. Before sweep_results_close(). */
+void sweep_results_undo(struct sweep *s);
 void sweep_results_close(struct sweep *s);
 /* Returns whether a result with this cell's identity is listed, with all measures asked. */
 bool sweep_results_has(const struct sweep *s, const struct sweep_run *run);
