@@ -219,6 +219,18 @@ def test_refused_before_work(f):
     assert f.rows("ours") == before and (f.path / "ours/cells").is_dir() and (f.path / "ours/lock").exists()
 
 
+def test_a_terminal_stops_parent_and_cell(f):
+    """Ctrl-C reaches both, and one of them says so."""
+    process = subprocess.Popen(f.command("typed", "--set", "calibration.epochs=250"), cwd=f.path, text=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    while not list((f.path / "typed").glob("cells/*.state/*")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and said.count("stopping after the current step") == 1, said
+
+
 def signal_first_cell(f, out, number):
     """Sends a signal to the first cell of a sweep while it calibrates."""
     process = subprocess.Popen(f.command(out, "--set", "calibration.epochs=250"), cwd=f.path, text=True,
@@ -236,7 +248,7 @@ def test_a_killed_cell_does_not_stop_the_others(f):
     code, said, names = signal_first_cell(f, "cell-killed", signal.SIGKILL)
     assert code == 1 and names == [EVIL, "plain"], (code, names, said)
     assert "cell 'full method': its process was killed by SIGKILL (out of memory?)" in said, said
-    assert "unknown" not in said, said
+    assert "cell 'full method' failed; its state is kept" in said and "unknown" not in said, said
     assert len(list((f.path / "cell-killed/cells").glob("*.state"))) == 1
 
 

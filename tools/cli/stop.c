@@ -14,7 +14,7 @@ static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
 
 static volatile sig_atomic_t asked;
 static volatile sig_atomic_t held, came; /* between stop_hold() and stop_release() */
-static volatile sig_atomic_t phase_now;
+static volatile sig_atomic_t phase_now, quiet;
 static char kept[4096];
 static volatile sig_atomic_t keeps; /* kept is whole */
 
@@ -58,7 +58,8 @@ static void on_signal(int sig)
         end_at_once();
     if (!asked) {
         asked = 1;
-        say("\nstopping after the current step; press Ctrl-C again to abort\n");
+        if (!quiet)
+            say("\nstopping after the current step; press Ctrl-C again to abort\n");
     } else if (aborts(sig)) {
         signal(sig, SIG_DFL);
         raise(sig); /* delivered when this handler returns */
@@ -112,6 +113,11 @@ bool stop_output_closed(void)
 {
     struct pollfd p = {STDOUT_FILENO, POLLOUT, 0};
     return poll(&p, 1, 0) == 1 && p.revents & (POLLERR | POLLHUP);
+}
+
+void stop_quietly(void)
+{
+    quiet = 1;
 }
 
 bool stop_asked(void *ctx)

@@ -31,6 +31,8 @@ bool stop_output_closed(void);
 /* The status of a command whose results nobody read to their end, which a shell gives to programs
  * that SIGPIPE ends. */
 #define STOP_STATUS_PIPE 141
+/* Leaves it to the parent process, which a terminal tells too, to say that a step is the last. */
+void stop_quietly(void);
 /* Returns whether a stop was requested; a callback for calib_io.stop. ctx is not used. */
 bool stop_asked(void *ctx);
 /* Returns ERR_STOPPED, and says what is kept, if a stop was requested. */

@@ -175,8 +175,7 @@ static void failed(struct crew *c, int i, enum err err, const char *why)
     const char *name = c->s->plan.cell[i].name;
     if (why)
         log_error("cell '%s': %s", name, why);
-    log_warn("cell '%s': %s%s", name, err_name(err),
-             has_state(c, i) ? "; its state is kept" : "");
+    log_warn("cell '%s' failed%s", name, has_state(c, i) ? "; its state is kept" : "");
     if (!c->failed++) {
         c->first = err;
         c->first_cell = i;
