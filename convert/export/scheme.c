@@ -121,17 +121,41 @@ static enum err unify(struct scheme *scheme, const struct export_source *s, int6
     return OK;
 }
 
+/* Returns the projection that makes the groups of l so small: l itself, or the first with no larger
+ * ones, of those with the same group size if there is one. */
+static const struct export_linear *smallest(const struct export_source *s,
+                                            const struct export_linear *l, int64_t group)
+{
+    const struct export_linear *found = NULL;
+    if (l->layer < 0 || gcd(finest(l->packed), GROUP_MAX) <= group)
+        return l;
+    for (int64_t i = 0; i < s->n_linears; i++) {
+        const struct packed_linear *p = s->linear[i].packed;
+        if (p->bits == 16 || gcd(finest(p), GROUP_MAX) > group)
+            continue;
+        if (same_class(p, l->packed, false))
+            return &s->linear[i];
+        found = found ? found : &s->linear[i];
+    }
+    return found ? found : l;
+}
+
 static enum err check_group(const struct export_job *j, const struct export_linear *l,
                             const struct scheme *s)
 {
-    FAIL_IF(s->bits < 16 && s->group && s->group < GROUP_MIN, ERR_SUPPORT,
-            "%s: group_size %" PRId64 " on rows of %" PRId64
-            " columns leaves equal groups of %" PRId64
-            ", and engines need 32, 64 or 128; choose %s.group_size 32, 64, 128 or 0 "
-            "(whole rows), or use --format dense",
-            l->name, l->packed->group_size, l->packed->in, s->group,
-            l->layer < 0 ? "head" : "weights");
-    return OK;
+    if (s->bits == 16 || !s->group || s->group >= GROUP_MIN)
+        return OK;
+    const struct export_linear *least = smallest(j->source, l, s->group);
+    const int64_t in = least->packed->in;
+    FAIL(
+        ERR_SUPPORT,
+        "%s: group_size %" PRId64 " on rows of %" PRId64
+        " columns leaves equal groups of %" PRId64
+        ", and engines need 32, 64 or 128%s; choose %s.group_size %s0 (whole rows), or use "
+        "--format dense",
+        least->name, least->packed->group_size, in, s->group,
+        least == l ? "" : ", of one size for all projections that share it",
+        l->layer < 0 ? "head" : "weights", in % GROUP_MIN ? "" : "32, 64, 128 or ");
 }
 
 static enum err note_changes(struct export_job *j, const struct scheme *scheme)
