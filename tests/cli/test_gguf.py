@@ -39,6 +39,9 @@ def check_demo(bench, demo):
     plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
     assert plan["bytes"] == first.stat().st_size
     assert any("is rounded in" in n["text"] for n in plan["notes"])
+    few = bench.convert(demo, "weights.scale_bits=8", "weights.bits=3", "weights.mixed=0.q_proj=4")
+    plan = json.loads(bench.run("export", few, "--format", "gguf", "--plan", "--json", "-q"))
+    assert any("is rounded in < 1 % of groups" in n["text"] for n in plan["notes"]), plan["notes"]
     folder = bench.convert(demo, "weights.scale_bits=7")
     assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT) == 0
     plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))

@@ -49,10 +49,24 @@ static enum err count_minima(struct minima *m, const struct export_linear *l,
 }
 
 static enum err note_minima(struct export_job *j, const struct gguf_plan *p)
+#define SHARE_TEXT 16
+
+/* Writes a share of 0 to 100 %, which is neither where it is more or less. */
+static void share_text(char out[SHARE_TEXT], double percent)
+{
+    if (percent > 0 && percent < 0.5)
+        snprintf(out, SHARE_TEXT, "< 1 %%");
+    else if (percent < 100 && percent >= 99.5)
+        snprintf(out, SHARE_TEXT, "> 99 %%");
+    else
+        snprintf(out, SHARE_TEXT, "%.0f %%", percent);
+}
+
 {
     enum err err = OK;
     struct minima m = {0};
     uint8_t *zeros = NULL;
+    char share[SHARE_TEXT];
     uint16_t *scales = NULL;
     int64_t most = 0;
     for (size_t i = 0; i < p->n; i++)
@@ -67,6 +81,7 @@ static enum err note_minima(struct export_job *j, const struct gguf_plan *p)
         if (p->item[i].type == GGUF_Q4_1 || p->item[i].type == GGUF_Q5_1)
             TRY_OUT(count_minima(&m, p->item[i].linear, zeros, scales));
     if (!m.inexact)
+    share_text(share, 100 * (double)m.inexact / (double)m.groups);
         TRY_OUT(export_note(j, EXPORT_CARRIED,
                             "The weights, exactly: codes, scales and zero points"));
     else
@@ -75,7 +90,7 @@ static enum err note_minima(struct export_job *j, const struct gguf_plan *p)
                         "The product of zero point and scale, which Q4_1 and Q5_1 store "
                         "as fp16, is rounded in %.0f %% of groups: a weight is off by at "
                         "most %.4f of its scale; --weights q8_0 is exact",
-                        100 * (double)m.inexact / (double)m.groups, m.worst));
+                        share, m.worst));
 out:
     mem_free(zeros);
     mem_free(scales);
