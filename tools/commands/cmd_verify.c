@@ -2,6 +2,7 @@
 #include "convert/verify/verify.h"
 #include "data/json.h"
 #include "kernels/base/log.h"
+#include "kernels/base/plural.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/job.h"
@@ -53,6 +54,15 @@ static enum err read_text(struct job *j)
     j->arch = *artifact_arch(art);
     artifact_close(&art);
     return job_read_text(j);
+}
+
+/* One window is read even if the text does not fill it. */
+static void warn_of_few(const struct job *j, const struct args *a)
+{
+    if (j->ids.n && (int64_t)j->ids.n < a->ctx)
+        log_warn("the text has %zu token%s, fewer than a window of --ctx %" PRId64
+                 ": logits and perplexity are compared on these alone; give more text",
+                 j->ids.n, plural((int64_t)j->ids.n), a->ctx);
 }
 
 static enum err check_keys(const struct args *a)
@@ -167,13 +177,17 @@ static enum err run(struct args *a)
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(check_keys(a));
     TRY_OUT(read_text(&j));
+    warn_of_few(&j, a);
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, a, s));
     TRY_OUT(print_report(a, &r));
     TRY_OUT(check_checkpoint(a, &r));
     if (!r.passed)
-        err = err_set(ERR_VERIFY, __FILE__, __LINE__, "%s: verification failed: %s",
-                      a->pos.item[0], r.first_difference);
+        err = err_set(ERR_VERIFY, __FILE__, __LINE__, "%s: verification failed: %s%s",
+                      a->pos.item[0], r.first_difference,
+                      r.structure == VERIFY_FAIL
+                          ? "; copy the artifact again, or make it again"
+                          : "");
 out:
     state_close(&s);
     job_close(&j);
