@@ -176,6 +176,15 @@ def longbench(f, model, out, *more, files=("qasper.jsonl", "lcc.jsonl")):
             "--ctx", "60", "--json", "-q", "-o", out, *[w for x in files for w in ("--data", x)], *more]
 
 
+def test_numbers_of_questions(f):
+    """A noun goes with the number before it."""
+    long_files(f)
+    for more, said in ((("--limit", "1"), b"  1 of 3 questions, "), ((), b"  3 questions, ")):
+        command = [w for w in longbench(f, "packed", OUT, *more, files=["qasper.jsonl"]) if w not in ("--json", "-o", OUT)]
+        done = subprocess.run(command, cwd=f.path, capture_output=True, timeout=300)
+        assert done.returncode == 0 and said in done.stdout, (done.stdout, done.stderr)
+
+
 def eval_py(path):
     """What LongBench's eval.py takes from a file: answers, references, classes, lengths; and its score."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

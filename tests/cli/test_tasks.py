@@ -229,6 +229,11 @@ def test_limit(f):
                 near(x, y, 1e-4, "one of some")
     said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "4", "--ctx", "200", "-q")
     assert "4 of 10 questions" in said, said
+    said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "1", "--ctx", "200", "-q")
+    assert "1 of 10 questions" in said, said
+    write_rows(f.path / "one.jsonl", rows[:1])
+    said = f.run("eval", "model", "--task", "zeroshot", "--data", "one.jsonl", "--ctx", "200", "-q")
+    assert "1 question " in said, said
     result, rows = f.evaluate("model", "--limit", "1")
     assert [s["n"] for s in result["sets"]] == [1, 1, 1, 1] and len(rows) == 4
 

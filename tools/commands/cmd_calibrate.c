@@ -3,6 +3,7 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/preflight.h"
@@ -39,10 +40,11 @@ static enum err print_result(const struct job *j, const struct state *s)
     struct calib_summary sum;
     TRY(stage_summary(&sum, s));
     if (!j->options.json) {
-        log_info("%s: %" PRId64 " blocks, %" PRId64 " improved, loss reduced by %.1f%% on "
+        log_info("%s: %" PRId64 " block%s, %" PRId64 " improved, loss reduced by %.1f%% on "
                  "average, %.1f MB, peak memory %.2f GB",
-                 state_dir(s), sum.blocks, sum.gained, 100 * sum.mean_gain,
-                 1e-6 * (double)state_bytes(s), 1e-9 * (double)mem_peak_bytes());
+                 state_dir(s), sum.blocks, plural(sum.blocks), sum.gained,
+                 100 * sum.mean_gain, 1e-6 * (double)state_bytes(s),
+                 1e-9 * (double)mem_peak_bytes());
         calib_summary_say_unreached(&sum, say);
         calib_summary_free(&sum);
         return OK;

@@ -4,6 +4,7 @@
 #include "data/json.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/cli/choices.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
@@ -269,10 +270,11 @@ static enum err print_result(const struct eval *e, const struct eval_result *r)
     if (isfinite(r->ppl_stderr))
         printf(" +- %.4f", r->ppl_stderr);
     printf("  (%.6f nats)\n", r->nll);
-    printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
-           " targets%s, no overlap, "
+    printf("text        %" PRId64 " window%s of %" PRId64 ", %" PRId64
+           " target%s%s, no overlap, "
            "%s\n",
-           r->windows, e->ctx, r->tokens, e->first ? " in their second halves" : "",
+           r->windows, plural(r->windows), e->ctx, r->tokens, plural(r->tokens),
+           e->first ? " in their second halves" : "",
            e->job->ids.n && e->job->ids.id[0] == tokenizer_bos(e->job->tokenizer)
                ? "BOS in front"
                : "no BOS");

@@ -9,6 +9,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/cli/stop.h"
 #include "tools/cli/stop_text.h"
 #include "tools/commands/command_job.h"
@@ -340,8 +341,8 @@ static void say_speed(const struct generation *g)
         log_info("%zu token%s of prompt, the first token after %.3f s; %" PRId64
                  " token%s, "
                  "%.1f per second after the first",
-                 g->prompt.n, g->prompt.n == 1 ? "" : "s", g->first - g->start, g->n,
-                 g->n == 1 ? "" : "s", token_rate(g));
+                 g->prompt.n, plural((int64_t)g->prompt.n), g->first - g->start, g->n,
+                 plural(g->n), token_rate(g));
     if (g->a->stats)
         fprintf(stderr, "cache %.2f MB, %.3f bits per element\n",
                 1e-6 * (double)runtime_kv_bytes(g->rt), runtime_kv_bits(g->rt));

@@ -10,6 +10,7 @@
 #include "convert/format/sizes.h"
 #include "data/json.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/commands/commands.h"
 #include "tools/commands/inspect_memory.h"
 #include "tools/commands/inspect_tensors.h"
@@ -133,11 +134,12 @@ static void print_rope(const struct arch *a)
 
 static void print_arch(const struct arch *a)
 {
-    printf("  model      %s, %" PRId64 " layers of width %" PRId64 " and MLP %" PRId64
-           ", %" PRId64 " heads of %" PRId64 ", %" PRId64 " for keys and values; %" PRId64
+    printf("  model      %s, %" PRId64 " layer%s of width %" PRId64 " and MLP %" PRId64
+           ", %" PRId64 " head%s of %" PRId64 ", %" PRId64 " for keys and values; %" PRId64
            " tokens%s\n",
-           a->model_type, a->n_layers, a->d_model, a->d_ff, a->n_heads, a->head_dim,
-           a->n_kv, a->vocab, a->tied ? ", head tied to the embedding" : "");
+           a->model_type, a->n_layers, plural(a->n_layers), a->d_model, a->d_ff, a->n_heads,
+           plural(a->n_heads), a->head_dim, a->n_kv, a->vocab,
+           a->tied ? ", head tied to the embedding" : "");
     if (a->n_experts)
         printf("  experts    %" PRId64 " in a layer, %" PRId64
                " for a token; %.1f M of %.1f M "
@@ -414,8 +416,9 @@ static enum err state_blocks_json(json_t *list, const struct state *s)
 
 static enum err print_state(const struct args *a, const struct state *s)
 {
-    printf("%s: calibration, %" PRId64 " of %" PRId64 " blocks done, %.1f MB\n",
-           a->pos.item[0], state_done(s), state_blocks(s), MB * (double)state_bytes(s));
+    printf("%s: calibration, %" PRId64 " of %" PRId64 " block%s done, %.1f MB\n",
+           a->pos.item[0], state_done(s), state_blocks(s), plural(state_blocks(s)),
+           MB * (double)state_bytes(s));
     for (int64_t i = 0; i < state_done(s); i++) {
         struct calib_block_stats b;
         TRY(state_stats(&b, s, i));

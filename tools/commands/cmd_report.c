@@ -2,6 +2,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/commands/commands.h"
 #include "tools/report/report.h"
 
@@ -35,7 +36,7 @@ static enum err run(struct args *a)
     TRY_OUT(report_write(path, &r, a->title, dir));
     if (a->json)
         printf("{\"cells\": %d}\n", r.n);
-    log_info("%s: %d cells", path, r.n);
+    log_info("%s: %d cell%s", path, r.n, plural(r.n));
 out:
     report_close(&r);
     mem_free(path);

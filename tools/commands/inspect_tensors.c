@@ -2,6 +2,7 @@
 #include "tools/commands/inspect_tensors.h"
 
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "kernels/tensor/quant.h"
 
 #include <inttypes.h>
@@ -269,7 +270,7 @@ static void print_kept(const struct kv_spec *kv)
     else if (kv->past_only)
         printf("full precision for the last %" PRId64 " token%s and the first %" PRId64
                "\n",
-               kv->window, kv->window == 1 ? "" : "s", kv->sink);
+               kv->window, plural(kv->window), kv->sink);
     else
         printf("the current token is quantized too, the first %" PRId64 " are not\n",
                kv->sink);

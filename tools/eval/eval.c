@@ -10,6 +10,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/eval/eval_sim.h"
 #include "tools/eval/statistics.h"
 
@@ -272,10 +273,10 @@ enum err eval_count_windows(struct eval *e)
 {
     const int64_t all = batch_windows((int64_t)e->job->ids.n, e->ctx);
     FAIL_IF(all < 1, ERR_USAGE,
-            "the text has %zu tokens, fewer than one window of --ctx %" PRId64
+            "the text has %zu token%s, fewer than one window of --ctx %" PRId64
             "; give more "
             "text or a smaller --ctx",
-            e->job->ids.n, e->ctx);
+            e->job->ids.n, plural((int64_t)e->job->ids.n), e->ctx);
     if (e->windows > all)
         log_warn("--windows %" PRId64 ": the text has %" PRId64, e->windows, all);
     if (e->windows == 0 || e->windows > all)

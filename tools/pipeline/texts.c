@@ -3,6 +3,7 @@
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -28,8 +29,8 @@ static enum err read_one(struct texts *out, const struct tokenizer *t,
     const struct corpus_rules rules = {(enum corpus_join)r->join, r->text_field};
     TRY(corpus_load(&text, path, n, &rules));
     TRY_OUT(tokenizer_encode(&ids, t, text.text, text.bytes, (enum bos_rule)r->bos));
-    log_info("text: %.1f MB, %zu tokens (%s)", 1e-6 * (double)text.bytes, ids.n,
-             tokenizer_about(t));
+    log_info("text: %.1f MB, %zu token%s (%s)", 1e-6 * (double)text.bytes, ids.n,
+             plural((int64_t)ids.n), tokenizer_about(t));
     out->text[out->n] = (struct batch_text){
         .name = path[0], .begin = (int64_t)out->ids.n, .n = (int64_t)ids.n, .share = 1};
     TRY_OUT(append(&out->ids, &ids));

@@ -2,6 +2,7 @@
 #include "tools/pipeline/verify_report.h"
 
 #include "data/json.h"
+#include "kernels/base/plural.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -100,8 +101,8 @@ static void print_cache(const struct verify_report *r)
     }
     printf(
         "cache       runtime and simulation: cosine %.6f (K), %.6f (V) in the worst head, over "
-        "%" PRId64 " tokens\n",
-        r->agree_k_cosine, r->agree_v_cosine, r->cache_tokens);
+        "%" PRId64 " token%s\n",
+        r->agree_k_cosine, r->agree_v_cosine, r->cache_tokens, plural(r->cache_tokens));
     if (r->target)
         printf(
             "            both ran without quantizing it: this program simulates the cache of "
@@ -119,9 +120,9 @@ static void print_logits(const struct verify_report *r, bool data)
         printf("logits      skipped%s\n", data ? "" : ": --data names a text");
         return;
     }
-    printf("logits      %s: %" PRId64 " tokens one by one, every block starting from the "
+    printf("logits      %s: %" PRId64 " token%s one by one, every block starting from the "
            "simulation's states\n",
-           outcome_text(r->logits), r->logit_tokens);
+           outcome_text(r->logits), r->logit_tokens, plural(r->logit_tokens));
     printf("            KL %.3g nats on average, %.3g at worst (token %" PRId64 "), same "
            "top token for %" PRId64 "\n",
            r->mean_kl, r->worst_kl, r->worst_token, r->top1_agree);
@@ -146,9 +147,9 @@ static void print_perplexity(const struct verify_report *r, bool data)
         return;
     }
     printf("perplexity  %s: %.4f by decode of the packed bytes, %.4f simulated, gap %.2g%% "
-           "+- %.2g%%, %" PRId64 " tokens\n",
+           "+- %.2g%%, %" PRId64 " token%s\n",
            outcome_text(r->perplexity), r->ppl_runtime, r->ppl_simulated, 100 * r->ppl_gap,
-           100 * r->ppl_gap_stderr, r->ppl_tokens);
+           100 * r->ppl_gap_stderr, r->ppl_tokens, plural(r->ppl_tokens));
 }
 
 void verify_report_print(const struct verify_report *r, bool against, bool state, bool data)

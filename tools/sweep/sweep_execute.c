@@ -258,8 +258,8 @@ static enum err outcome(const struct crew *c)
     if (c->failed > 1)
         err_add(c->first, "%d cells failed; ", c->failed);
     FAIL_IF(!c->failed && c->interrupted, ERR_STOPPED,
-            "%d cells were interrupted; %s has the finished ones", c->interrupted,
-            s->out_dir);
+            "%d cell%s interrupted; %s has the finished ones", c->interrupted,
+            c->interrupted == 1 ? " was" : "s were", s->out_dir);
     return c->first;
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/cli/child.h"
 #include "tools/sweep/sweep.h"
 
@@ -200,9 +201,9 @@ enum err sweep_submit(const struct sweep *s, const char *options, int argc, char
         err_clear();
         FAIL_OUT(err, "nothing was submitted: sbatch failed, and its message is above");
     }
-    log_info("%d cells submitted; --plan instead of --slurm shows how far they are, and "
+    log_info("%d cell%s submitted; --plan instead of --slurm shows how far they are, and "
              "`wkvq report %s` makes a page of those that are done",
-             n, s->out_dir);
+             n, plural(n), s->out_dir);
 out:
     free_words(&w);
     mem_free(script);

@@ -6,6 +6,7 @@
 #include "convert/export/gguf/gguf_keys.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -48,7 +49,6 @@ static enum err count_minima(struct minima *m, const struct export_linear *l,
     return OK;
 }
 
-static enum err note_minima(struct export_job *j, const struct gguf_plan *p)
 #define SHARE_TEXT 16
 
 /* Writes a share of 0 to 100 %, which is neither where it is more or less. */
@@ -62,11 +62,12 @@ static void share_text(char out[SHARE_TEXT], double percent)
         snprintf(out, SHARE_TEXT, "%.0f %%", percent);
 }
 
+static enum err note_minima(struct export_job *j, const struct gguf_plan *p)
 {
     enum err err = OK;
     struct minima m = {0};
-    uint8_t *zeros = NULL;
     char share[SHARE_TEXT];
+    uint8_t *zeros = NULL;
     uint16_t *scales = NULL;
     int64_t most = 0;
     for (size_t i = 0; i < p->n; i++)
@@ -80,15 +81,15 @@ static void share_text(char out[SHARE_TEXT], double percent)
     for (size_t i = 0; i < p->n; i++)
         if (p->item[i].type == GGUF_Q4_1 || p->item[i].type == GGUF_Q5_1)
             TRY_OUT(count_minima(&m, p->item[i].linear, zeros, scales));
-    if (!m.inexact)
     share_text(share, 100 * (double)m.inexact / (double)m.groups);
+    if (!m.inexact)
         TRY_OUT(export_note(j, EXPORT_CARRIED,
                             "The weights, exactly: codes, scales and zero points"));
     else
         TRY_OUT(
             export_note(j, EXPORT_CHANGED,
                         "The product of zero point and scale, which Q4_1 and Q5_1 store "
-                        "as fp16, is rounded in %.0f %% of groups: a weight is off by at "
+                        "as fp16, is rounded in %s of groups: a weight is off by at "
                         "most %.4f of its scale; --weights q8_0 is exact",
                         share, m.worst));
 out:
@@ -107,8 +108,8 @@ static enum err note_types(struct export_job *j, const struct gguf_plan *p)
             n += p->item[k].linear && p->item[k].linear->layer >= 0 &&
                  p->item[k].type == types[i];
         if (n)
-            TRY(export_note(j, EXPORT_CARRIED, "%" PRId64 " projections as %s", n,
-                            gguf_type_name(types[i])));
+            TRY(export_note(j, EXPORT_CARRIED, "%" PRId64 " projection%s as %s", n,
+                            plural(n), gguf_type_name(types[i])));
     }
     return OK;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/format/artifact_names.h"
 #include "data/json.h"
+#include "kernels/base/plural.h"
 #include "tools/eval/eval_compare.h"
 #include "tools/eval/tasks/eval_tasks.h"
 
@@ -123,9 +124,10 @@ static void print_text(const struct eval *a, const struct eval *b,
     printf("%-11s %+.3f %% of perplexity\n", "", 100 * expm1(r->difference.mean));
     print_estimate("divergence", r->kl, 1, 6, "nats, KL(against || model)");
     print_estimate("agreement", r->top1, 100, 3, "% have the same most likely next token");
-    printf("text        %" PRId64 " windows of %" PRId64 ", %" PRId64
-           " targets%s; +- standard error over windows\n",
-           r->windows, a->ctx, r->tokens, a->first ? " in their second halves" : "");
+    printf("text        %" PRId64 " window%s of %" PRId64 ", %" PRId64
+           " target%s%s; +- standard error over windows\n",
+           r->windows, plural(r->windows), a->ctx, r->tokens, plural(r->tokens),
+           a->first ? " in their second halves" : "");
     printf("time        %.1f s\n", r->seconds);
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/eval/tasks/eval_tasks.h"
 #include "tools/eval/tasks/zeroshot.h"
 
@@ -52,7 +53,7 @@ static void print_part(const struct part *p)
     printf("%-13s %6" PRId64, s->name, s->n);
     if (s->n < s->rows)
         printf(" of %" PRId64, s->rows);
-    printf(" questions");
+    printf(" question%s", plural(s->rows));
     print_share("acc", p->r.acc, p->r.acc_stderr);
     if (s->normalized)
         print_share("acc_norm", p->r.norm, p->r.norm_stderr);
@@ -171,10 +172,10 @@ static enum err measure(struct choices *c)
         zeroshot_reduce(&part->r, &part->z.set, part->z.request);
         progress_end(p->p);
         if (part->r.cut)
-            log_warn("%s: %" PRId64 " of %" PRId64
-                     " questions are longer than --ctx %" PRId64
-                     " and lost their beginning; give a larger --ctx",
-                     part->z.path, part->r.cut, part->r.n, c->run.e->ctx);
+            log_warn("%s: of %" PRId64 " question%s, %" PRId64
+                     " lost the beginning to fit --ctx %" PRId64 "; give a larger --ctx",
+                     part->z.path, part->r.n, plural(part->r.n), part->r.cut,
+                     c->run.e->ctx);
         if (!c->run.e->settings->json)
             print_part(part);
     }

@@ -2,6 +2,7 @@
 #include "tools/eval/tasks/longbench_report.h"
 
 #include "kernels/base/file/file.h"
+#include "kernels/base/plural.h"
 #include "tools/eval/tasks/task_run.h"
 
 #include <inttypes.h>
@@ -36,7 +37,7 @@ static void print_figures(const struct longbench_figures *f)
     printf("  %" PRId64, f->n);
     if (f->n < f->rows)
         printf(" of %" PRId64, f->rows);
-    printf(" question%s", f->n == 1 ? "" : "s");
+    printf(" question%s", plural(f->rows));
     if (f->max_gen)
         printf(", %" PRId64 " cut in the middle  %.1f s", f->cut, f->seconds);
     printf("  %s\n", file_base_name(f->file));
