@@ -29,9 +29,10 @@ REFINE = ["refine.samples=10", "refine.seqlen=64", "refine.batch=4", "refine.gua
 class Fixture:
     def __init__(self, wkvq, emu, demo, folder):
         self.wkvq, self.emu, self.demo, self.path = wkvq, emu, pathlib.Path(demo), pathlib.Path(folder)
-        # ranks that wait would take the processors from other ranks and tests
+        # Ranks that wait would take the processors from other ranks and tests. A rank that is killed may hold the lock of
+        # PMIx's shared memory, for which mpirun then waits for ever; the other store has no such lock.
         self.env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-                    "OMPI_MCA_mpi_yield_when_idle": "1"}
+                    "OMPI_MCA_mpi_yield_when_idle": "1", "PMIX_MCA_gds": "hash"}
 
     def wkvq_args(self, out, command="calibrate", text="calibration.txt", more=()):
         sets = [word for s in [*SETTINGS, *more] for word in ("--set", s)]
