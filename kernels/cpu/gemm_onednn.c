@@ -12,8 +12,9 @@
 #include <stdio.h>
 
 #if HAVE_ONEDNN
+#include "kernels/cpu/onednn_api.h"
+
 #include <dlfcn.h>
-#include <dnnl.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -124,11 +125,11 @@ static dnnl_status_t describe(dnnl_memory_desc_t *md, enum dtype t, int64_t rows
                               int64_t cols, int64_t row, int64_t col)
 {
     const dnnl_dims_t dims = {rows, cols}, strides = {row, col};
-    return dnnl_memory_desc_init_by_strides(md, 2, dims, type_of(t), strides);
+    return onednn_describe(md, dims, type_of(t), strides);
 }
 
 static enum err make_memories(struct onednn *o, struct onednn_kernel *k,
-                              const dnnl_memory_desc_t *const md[N_ARGS])
+                              const onednn_desc_ref md[N_ARGS])
 {
     TRY(mem_calloc(&k->memory, (size_t)o->threads, sizeof(*k->memory)));
     for (int t = 0; t < o->threads; t++)
@@ -162,7 +163,7 @@ static dnnl_status_t make_attr(dnnl_primitive_attr_t *attr, const struct gemm_ti
         s = dnnl_primitive_attr_set_scratchpad_mode(*attr, dnnl_scratchpad_mode_user);
     if (s || !t->accumulate)
         return s;
-    if (!(s = dnnl_post_ops_create(&ops)) && !(s = dnnl_post_ops_append_sum(ops, 1.0f)))
+    if (!(s = dnnl_post_ops_create(&ops)) && !(s = onednn_append_sum(ops)))
         s = dnnl_primitive_attr_set_post_ops(*attr, ops);
     if (ops)
         dnnl_post_ops_destroy(ops);
@@ -171,7 +172,6 @@ static dnnl_status_t make_attr(dnnl_primitive_attr_t *attr, const struct gemm_ti
 
 struct recipe_of_kernel {
     dnnl_memory_desc_t a, b, c;
-    dnnl_matmul_desc_t matmul;
     dnnl_primitive_attr_t attr;
     dnnl_primitive_desc_t desc;
 };
@@ -189,9 +189,7 @@ static dnnl_status_t make_primitive(struct recipe_of_kernel *r, struct onednn_ke
     if (!s)
         s = make_attr(&r->attr, t);
     if (!s)
-        s = dnnl_matmul_desc_init(&r->matmul, &r->a, &r->b, NULL, &r->c);
-    if (!s)
-        s = dnnl_primitive_desc_create(&r->desc, &r->matmul, r->attr, engine, NULL);
+        s = onednn_matmul(&r->desc, engine, &r->a, &r->b, &r->c, r->attr);
     return s ? s : dnnl_primitive_create(&k->primitive, r->desc);
 }
 
@@ -205,9 +203,10 @@ static enum err make_kernel(bool *made, struct onednn *o, struct onednn_kernel *
     if (s == dnnl_out_of_memory) {
         err = err_set(ERR_MEMORY, __FILE__, __LINE__, "oneDNN is out of memory");
     } else if (!s) {
-        const dnnl_memory_desc_t *scratch =
+        const onednn_desc_ref scratch =
             dnnl_primitive_desc_query_md(r.desc, dnnl_query_scratchpad_md, 0);
-        const dnnl_memory_desc_t *const md[N_ARGS] = {&r.a, &r.b, &r.c, scratch};
+        const onednn_desc_ref md[N_ARGS] = {onednn_desc_of(&r.a), onednn_desc_of(&r.b),
+                                            onednn_desc_of(&r.c), scratch};
         err = make_memories(o, k, md);
         if (!err)
             err = grow_scratch(o, dnnl_memory_desc_get_size(scratch));
@@ -216,6 +215,9 @@ static enum err make_kernel(bool *made, struct onednn *o, struct onednn_kernel *
         dnnl_primitive_desc_destroy(r.desc);
     if (r.attr)
         dnnl_primitive_attr_destroy(r.attr);
+    onednn_desc_drop(&r.a);
+    onednn_desc_drop(&r.b);
+    onednn_desc_drop(&r.c);
     return err;
 }
 
