@@ -176,12 +176,15 @@ struct recipe_of_kernel {
     dnnl_primitive_desc_t desc;
 };
 
+/* Of a single row, the distance to the next is free. One of 1 made oneDNN 3.7 read what lies
+ * between the row's elements, which may not be numbers. */
 static dnnl_status_t make_primitive(struct recipe_of_kernel *r, struct onednn_kernel *k,
                                     dnnl_engine_t engine)
 {
     const struct gemm_tile *t = &k->tile;
     const bool ta = t->kind == GEMM_TN, tb = t->kind == GEMM_NT;
-    dnnl_status_t s = describe(&r->a, t->in, t->m, t->k, ta ? 1 : t->lda, ta ? t->lda : 1);
+    const int64_t row = !ta ? t->lda : t->m > 1 ? 1 : t->lda * t->k;
+    dnnl_status_t s = describe(&r->a, t->in, t->m, t->k, row, ta ? t->lda : 1);
     if (!s)
         s = describe(&r->b, t->in, t->k, t->n, tb ? 1 : t->ldb, tb ? t->ldb : 1);
     if (!s)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * What differs between the C interfaces of oneDNN 2 and 3. In 3, a description of memory is an object
- * that must be destroyed, and a matmul has no description of its own. Private to kernels/cpu. */
+ * What differs between the C interfaces of oneDNN 2 and 3. In 3, a description of memory is an
+ * object that must be destroyed, and a matmul has no description of its own. Private to
+ * kernels/cpu. */
 #ifndef WKVQ_ONEDNN_API_H
 #define WKVQ_ONEDNN_API_H
 
