@@ -76,47 +76,49 @@ static double attention_flops(const struct bench_ops *b)
     return (double)b->T * (double)(b->T + 1) * (double)(b->arch.n_heads * b->arch.head_dim);
 }
 
-static enum err run_attn(struct bench_ops *b)
+/* Operands of attention with a quantized past. */
+struct attention {
+    struct tensor q, k, v;
+    struct attn_mask mask;
+    struct attn_inputs in; /* of the members above */
+};
+
+static void take_attention(struct attention *x, const struct bench_ops *b)
 {
     const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
-    const struct tensor q = bench_heads(&b->qkv, 0, H, d),
-                        k = bench_heads(&b->qkv, H, K, d);
-    const struct tensor v = bench_heads(&b->qkv, H + K, K, d);
-    const struct attn_mask mask = {.window = 1};
+    x->q = bench_heads(&b->qkv, 0, H, d);
+    x->k = bench_heads(&b->qkv, H, K, d);
+    x->v = bench_heads(&b->qkv, H + K, K, d);
+    x->mask = (struct attn_mask){.window = 1};
+    x->in = (struct attn_inputs){.q = &x->q,
+                                 .k = &x->k,
+                                 .v = &x->v,
+                                 .kq = &b->kq,
+                                 .vq = &b->vq,
+                                 .mask = &x->mask,
+                                 .scale = 1 / sqrtf((float)d)};
+}
+
+static enum err run_attn(struct bench_ops *b)
+{
+    struct attention x;
+    take_attention(&x, b);
     b->flops = 2 * attention_flops(b);
-    return dev_attn(b->dev, &b->o, &b->lse,
-                    &(struct attn_inputs){.q = &q,
-                                          .k = &k,
-                                          .v = &v,
-                                          .kq = &b->kq,
-                                          .vq = &b->vq,
-                                          .mask = &mask,
-                                          .scale = 1 / sqrtf((float)d)});
+    return dev_attn(b->dev, &b->o, &b->lse, &x.in);
 }
 
 static enum err run_attn_bwd(struct bench_ops *b)
 {
     const int64_t H = b->arch.n_heads, K = b->arch.n_kv, d = b->arch.head_dim;
-    const struct tensor q = bench_heads(&b->qkv, 0, H, d),
-                        k = bench_heads(&b->qkv, H, K, d);
-    const struct tensor v = bench_heads(&b->qkv, H + K, K, d);
+    struct attention x;
+    take_attention(&x, b);
     const struct tensor dq = bench_heads(&b->dqkv, 0, H, d),
                         dk = bench_heads(&b->dqkv, H, K, d);
     const struct tensor dv = bench_heads(&b->dqkv, H + K, K, d);
-    const struct attn_mask mask = {.window = 1};
+    const struct attn_grads grads = {
+        .dq = &dq, .dk = &dk, .dv = &dv, .dkq = &b->dkq, .dvq = &b->dvq};
     b->flops = 5 * attention_flops(b);
-    return dev_attn_bwd(
-        b->dev,
-        &(struct attn_grads){
-            .dq = &dq, .dk = &dk, .dv = &dv, .dkq = &b->dkq, .dvq = &b->dvq},
-        &b->d_o, &b->o, &b->lse,
-        &(struct attn_inputs){.q = &q,
-                              .k = &k,
-                              .v = &v,
-                              .kq = &b->kq,
-                              .vq = &b->vq,
-                              .mask = &mask,
-                              .scale = 1 / sqrtf((float)d)});
+    return dev_attn_bwd(b->dev, &grads, &b->d_o, &b->o, &b->lse, &x.in);
 }
 
 /* Returns the flops of a product of [T,2F] with a weight. */
