@@ -140,9 +140,9 @@ void opt_print_choices(const char *choices);
 /* Print a command's options for shell completion (one per line), a case of the values of those
  * that have choices, or its section of the man page. */
 void opt_print_words(const struct command *cmd);
-/* Prints text with the escapes of a man page. */
-void opt_print_troff(const char *text);
 void opt_print_value_words(const struct command *cmd);
 void opt_print_man(const struct command *cmd);
+/* Prints text with the escapes of a man page. */
+void opt_print_troff(const char *text);
 
 #endif

@@ -16,7 +16,7 @@
  * be small. false: not a size. */
 bool size_parse(uint64_t *out, const char *text);
 /* Writes what is wanted in place of text, which is no size or less than `least`: "want a size of at
- * least 1.0 MB; did you mean 8G?". also: other words that are allowed, as in "auto, or ". */
+ * least 100.0 kB; did you mean 8G?". also: other words that are allowed, as in "auto, or ". */
 void size_wanted(char *out, size_t n, const char *text, double least, const char *also);
 
 enum { SIZE_TEXT = 24 };
