@@ -5,6 +5,7 @@
 #include "data/unpack.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -224,8 +225,8 @@ static void say_rows(const struct corpus_rows *r, const struct unpacked *u,
                                                 : "JSON";
     log_info("%s: %s, %s%s%sfield `%s`%s, %" PRId64 " document%s%s%s", r->path, kind,
              *r->within ? "rows in " : "", r->within, *r->within ? ", " : "", r->field,
-             r->chat ? " as ROLE: CONTENT lines" : "", r->documents,
-             r->documents == 1 ? "" : "s", *u->about ? ", " : "", u->about);
+             r->chat ? " as ROLE: CONTENT lines" : "", r->documents, plural(r->documents),
+             *u->about ? ", " : "", u->about);
     if (r->bad)
         log_warn("%s: %" PRId64 " of %" PRId64 " rows are skipped; the first is %s",
                  r->path, r->bad, r->rows, r->first_bad);

@@ -6,6 +6,7 @@
 #include "convert/format/artifact_spec.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 
 #include "config.h"
 
@@ -139,7 +140,7 @@ static enum err put_protocol(FILE *f, const json_t *o, const json_t *m, double c
     put_name(f, method);
     fprintf(f,
             ", %" PRId64 " window%s of %" PRId64 " tokens, %s scored, chunk %" PRId64 ", ",
-            windows, windows == 1 ? "" : "s", ctx,
+            windows, plural(windows), ctx,
             strcmp(score, "all") ? "second halves" : "all predictions", chunk);
     if (target) {
         fprintf(f, "the cache of ");

@@ -16,6 +16,7 @@
 #include "kernels/base/log.h"
 #include "kernels/base/logsumexp.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -406,7 +407,7 @@ static void warn_low_heads(const struct verify *v)
             " head%s has a cosine to full precision below %g; the lowest is %.3f (%s of "
             "layer %" PRId64 ", head %" PRId64
             "): give the cache more bits, or look at these weights",
-            r->low_heads, r->low_heads == 1 ? "" : "s", v->s->min_head_cosine,
+            r->low_heads, plural(r->low_heads), v->s->min_head_cosine,
             keys ? r->worst_k_cosine : r->worst_v_cosine, keys ? "keys" : "values",
             keys ? r->worst_k_layer : r->worst_v_layer,
             keys ? r->worst_k_head : r->worst_v_head);

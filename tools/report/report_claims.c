@@ -2,6 +2,7 @@
  *
  * Claims of the sweep's file (tools/sweep/sweep_claims.h), and whether they held. */
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/report/html.h"
 #include "tools/report/report.h"
 
@@ -204,7 +205,7 @@ static void put_summary(FILE *f, const struct claims *all)
     static const char *const by[] = {"perplexity", "zero-shot accuracy", "LongBench",
                                      "memory"};
     const int n = all->n_claims;
-    fprintf(f, "<p class=\"finding\">Of %d claim%s, ", n, n == 1 ? "" : "s");
+    fprintf(f, "<p class=\"finding\">Of %d claim%s, ", n, plural(n));
     if (all->n == n)
         put_counts(f, all, NULL);
     for (int i = 0; i < all->n && all->n > n; i++) {

@@ -3,6 +3,7 @@
  * The beginning of the page: its title, the finding in a sentence, and what was run. */
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/report/html.h"
 #include "tools/report/report.h"
 
@@ -201,7 +202,7 @@ static void calibration_text(char *out, size_t n, const struct report_row *row)
              "%s%" PRId64 " samples of %" PRId64 " tokens, %" PRId64 " epoch%s",
              at ? ": " : "", (int64_t)json_integer_value(json_object_get(c, "samples")),
              (int64_t)json_integer_value(json_object_get(c, "seqlen")), epochs,
-             epochs == 1 ? "" : "s");
+             plural(epochs));
 }
 
 static void evaluation_text(char *out, size_t n, const struct report_row *row)
@@ -221,8 +222,8 @@ static void machine_text(char *out, size_t n, const struct report_row *row)
     const json_t *cores = json_object_get(run, "cores");
     if (machine && device && json_is_integer(cores))
         snprintf(out, n, "%s, %" PRId64 " thread%s, device %s", machine,
-                 (int64_t)json_integer_value(cores),
-                 json_integer_value(cores) == 1 ? "" : "s", device);
+                 (int64_t)json_integer_value(cores), plural(json_integer_value(cores)),
+                 device);
 }
 
 static void version_text(char *out, size_t n, const struct report_row *row)
@@ -253,7 +254,7 @@ static void put_dates(FILE *f, const struct report *r)
         fputs(" to ", f);
         html_text_bytes(f, last, DATE_BYTES);
     }
-    fprintf(f, "; %d cell%s took %.0f %s</dd>\n", r->n, r->n == 1 ? "" : "s",
+    fprintf(f, "; %d cell%s took %.0f %s</dd>\n", r->n, plural(r->n),
             seconds < 180 ? seconds : seconds / 60, seconds < 180 ? "s" : "min");
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/eval/tasks/choice_text.h"
 #include "tools/eval/tasks/task_rows.h"
 
@@ -340,8 +341,7 @@ static enum err find_labels(struct labels *l, struct label_files *files,
     FAIL_IF(l->n != rows->rows, ERR_MISMATCH,
             "%s has %" PRId64 " label%s, but %s has %" PRId64 " question%s: they do not "
             "belong together",
-            l->path, l->n, l->n == 1 ? "" : "s", rows->f.path, rows->rows,
-            rows->rows == 1 ? "" : "s");
+            l->path, l->n, plural(l->n), rows->f.path, rows->rows, plural(rows->rows));
     return OK;
 }
 
