@@ -10,10 +10,10 @@
 #define WKVQ_CALIBRATION_H
 
 #include "calib/batch/share.h"
-#include "calib/gptq/gptq.h"
-#include "calib/kv_search.h"
 #include "calib/recon.h"
-#include "calib/search.h"
+#include "calib/start/gptq.h"
+#include "calib/start/kv_search.h"
+#include "calib/start/search.h"
 #include "calib/streams.h"
 
 /* Position in the training of the block in work. */

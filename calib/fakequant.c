@@ -25,8 +25,8 @@
 #include "calib/batch/batch_sum.h"
 #include "calib/fakequant_round.h"
 #include "calib/finite.h"
-#include "calib/kv_search.h"
 #include "calib/model/carve.h"
+#include "calib/start/kv_search.h"
 #include "kernels/tensor/fp8.h"
 
 #include <inttypes.h>

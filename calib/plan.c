@@ -6,10 +6,10 @@
 
 #include "calib/calibration.h"
 #include "calib/fakequant.h"
-#include "calib/gptq/gptq.h"
-#include "calib/kv_search.h"
 #include "calib/recon.h"
-#include "calib/search.h"
+#include "calib/start/gptq.h"
+#include "calib/start/kv_search.h"
+#include "calib/start/search.h"
 #include "calib/streams.h"
 
 /* Attention of a training step, in forward passes: backward recomputes S and has four

@@ -11,8 +11,8 @@
 #include "calib/sensitivity.h"
 
 #include "calib/fakequant.h"
-#include "calib/kv_search.h"
 #include "calib/model/model_grad.h"
+#include "calib/start/kv_search.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
 #include "kernels/tensor/hadamard.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/calib.h"
 #include "calib/fakequant.h"
-#include "calib/kv_search.h"
-#include "calib/search.h"
+#include "calib/start/kv_search.h"
+#include "calib/start/search.h"
 
 static bool runs_gptq(const struct calib_settings *s)
 {

@@ -2,7 +2,7 @@
  *
  * GPTQ: codes of random layers against PyTorch's (tests/golden/gen_gptq.py; GOLDEN_GPTQ
  * names the file), and properties of the result for any layer. */
-#include "calib/gptq/gptq.h"
+#include "calib/start/gptq.h"
 #include "convert/checkpoint/safetensors.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"

@@ -2,7 +2,7 @@
  *
  * The searched start of the clipping: the best of the grid, with the weights of each
  * projection's own inputs. */
-#include "calib/search.h"
+#include "calib/start/search.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/clip.h"

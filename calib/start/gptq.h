@@ -7,7 +7,7 @@
 #define WKVQ_GPTQ_H
 
 #include "calib/fakequant.h"
-#include "calib/gptq/gptq_solve.h"
+#include "calib/start/gptq_solve.h"
 
 /* Inputs: of q, k and v; of o; of gate and up; of down. */
 #define GPTQ_INPUTS 4

@@ -8,7 +8,7 @@
  * alpha 0 leaves the channels as they are, alpha 1 gives all of them the same width. Between
  * them lies the least error: wide channels no longer set the scale of their group, and the
  * errors of narrow ones do not grow by a large s. */
-#include "calib/kv_search.h"
+#include "calib/start/kv_search.h"
 
 #include "calib/model/carve.h"
 #include "kernels/base/mem.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "calib/search.h"
+#include "calib/start/search.h"
 
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"

@@ -8,7 +8,7 @@
  *
  * for all rows alike. gptq_solve.c minimizes it greedily, column by column. Each expert of a
  * mixture has a Hessian of the tokens that reached it, or 1, which is rounding to nearest. */
-#include "calib/gptq/gptq.h"
+#include "calib/start/gptq.h"
 
 #include "calib/model/carve.h"
 #include "kernels/base/mem.h"

@@ -20,7 +20,7 @@
  * A group's scale is set when its first column is reached, from the weights as the updates
  * left them. Groups wider than a step are scanned first (scale_wide_group). With act_order,
  * or when scales are given, all scales are fixed before the first step. */
-#include "calib/gptq/gptq_solve.h"
+#include "calib/start/gptq_solve.h"
 
 #include "kernels/base/mem.h"
 #include "kernels/cholesky.h"
