@@ -106,17 +106,21 @@ static struct tensor take_1d(const struct tensor *x, int64_t *at, int64_t n)
     return tensor_1d(part.data, DT_F32, n);
 }
 
-/* Places scales, zeros, a and b with their gradients, and the gradients of weights. */
+/* Places scales, zeros, a and b with their gradients, and the gradients of weights, which a block
+ * without a quantized projection does not need. */
 static void place_clip(struct fakequant *f, struct carve *c)
 {
     const struct arch *a = f->arch;
     int64_t p_at = 0, g_at = 0;
+    bool any = false;
+    f->grads.dwqkv = f->grads.dwo = f->grads.dwgu = f->grads.dwdown = (struct tensor){0};
     for (int l = 0; l < N_LIN; l++) {
         const int64_t out = arch_out(a, l), groups = lin_groups(f, l);
         f->scales[l] = f->zeros[l] = (struct tensor){0};
         f->a[l] = f->b[l] = f->da[l] = f->db[l] = (struct tensor){0};
         if (!packs(f, l))
             continue;
+        any = true;
         f->scales[l] = carve_2d(c, DT_F16, out, groups);
         f->zeros[l] = carve_2d(c, DT_U8, out, groups);
         if (!f->learn_weights)
@@ -126,7 +130,7 @@ static void place_clip(struct fakequant *f, struct carve *c)
         f->da[l] = take(&f->g, &g_at, out, groups);
         f->db[l] = take(&f->g, &g_at, out, groups);
     }
-    if (!f->learn_weights && !f->learn_round)
+    if (!any || (!f->learn_weights && !f->learn_round))
         return;
     const int64_t d = a->head_dim, heads = a->n_heads + 2 * a->n_kv;
     f->grads.dwqkv = carve_2d(c, DT_F32, heads * d, a->d_model);

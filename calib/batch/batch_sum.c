@@ -7,7 +7,7 @@ void fakequant_gradients(const struct fakequant *f, const struct tensor *grad[FQ
     const struct tensor *const all[FQ_SUMS] = {&f->g, &g->dwqkv, &g->dwo, &g->dwgu,
                                                &g->dwdown};
     for (int i = 0; i < FQ_SUMS; i++)
-        grad[i] = (i ? f->learn_round : f->n > 0) ? all[i] : NULL;
+        grad[i] = (i ? f->learn_round && all[i]->n_dims : f->n > 0) ? all[i] : NULL;
 }
 
 /* dev_add takes matrices. */
