@@ -493,7 +493,7 @@ static enum err choose_codes(struct calibration *c)
 /* Sets the start values of all that learns. */
 static enum err start_block(struct calibration *c)
 {
-    if (calib_gathers_inputs(c))
+    if (calib_gathers_inputs(c, c->block))
         TRY(gather_inputs(c));
     TRY(start_values(c));
     if (c->search.dev)
@@ -521,7 +521,7 @@ static enum err calibrate_block(struct calibration *c)
     dev_gemm_seconds(c->dev, true);
     TRY(load_block(c));
     prefetch_next(c);
-    if (c->fq.gptq) {
+    if (c->fq.gptq && weight_quantizes_layer(&c->s->weights, c->block)) {
         TRY(gather_inputs(c));
         TRY(choose_codes(c));
     }

@@ -113,8 +113,8 @@ enum err calib_stopped_if(const struct calibration *c, bool stop);
 
 /* Returns the number of extra forward passes that collect KV ranges (0 to 2). */
 int calib_kv_passes(const struct calibration *c, int64_t block);
-/* Returns true if a pass collects the inputs of projections as well. */
-bool calib_gathers_inputs(const struct calibration *c);
+/* Returns true if a pass collects the inputs of projections as well, which serve start values. */
+bool calib_gathers_inputs(const struct calibration *c, int64_t block);
 
 /* Progress is counted in forward passes of one block and sample. Returns what a block costs
  * (start values, training, evaluation; streams moving on are not included), and how much of

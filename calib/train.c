@@ -354,9 +354,10 @@ int calib_kv_passes(const struct calibration *c, int64_t block)
     return c->kv_search.dev ? 2 : 1;
 }
 
-bool calib_gathers_inputs(const struct calibration *c)
+bool calib_gathers_inputs(const struct calibration *c, int64_t block)
 {
-    return c->search.dev || c->fq.gptq_start;
+    return (c->search.dev || c->fq.gptq_start) &&
+           weight_quantizes_layer(&c->s->weights, block);
 }
 
 /* A step counts as three passes through the chain: one forward, two backward. */
@@ -369,7 +370,8 @@ double calib_block_units(const struct calibration *c, int64_t block)
     if (!fakequant_quantizes(&c->fq, block))
         return 0;
     return chain * ((1 + epochs) * measured + 3 * epochs * samples) +
-           samples * (calib_kv_passes(c, block) + calib_gathers_inputs(c) + c->fq.gptq);
+           samples * (calib_kv_passes(c, block) + calib_gathers_inputs(c, block) +
+                      (c->fq.gptq && weight_quantizes_layer(&c->s->weights, block)));
 }
 
 double calib_units_done(const struct calibration *c)
@@ -381,5 +383,5 @@ double calib_units_done(const struct calibration *c)
     const double trained =
         fmin((double)(c->at.step * c->s->batch), samples); /* in this epoch */
     return chain * ((c->at.measured + epoch) * measured + 3 * (epoch * samples + trained)) +
-           (calib_kv_passes(c, c->block) + calib_gathers_inputs(c)) * samples;
+           (calib_kv_passes(c, c->block) + calib_gathers_inputs(c, c->block)) * samples;
 }
