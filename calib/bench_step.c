@@ -6,6 +6,7 @@
 
 #include "calib/batch/batch_sum.h"
 #include "calib/calibration.h"
+#include "calib/cost.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/rng.h"
@@ -132,7 +133,7 @@ static enum err compute(void *ctx)
     const struct recon_targets t = {b, stage, 1, b->late, 0};
     double loss;
     TRY(fakequant_apply(&b->f));
-    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, fakequant_learns(&b->f, 0)));
+    TRY(recon_loss(&b->r, &loss, &b->f, &b->same, 0, &t, calib_learns(b->s, 0)));
     TRY(sum_gradients(b));
     TRY(check_gradients(b));
     return fakequant_step(&b->f, &b->move);

@@ -10,6 +10,7 @@
 #include "calib/calib.h"
 
 #include "calib/calibration.h"
+#include "calib/cost.h"
 #include "calib/model/ends.h"
 #include "calib/model/model.h"
 #include "kernels/base/clock.h"
@@ -431,7 +432,7 @@ static enum err start_values(struct calibration *c)
 {
     const int64_t C = c->arch->n_kv * c->arch->head_dim;
     float *host = NULL, alpha[2];
-    if (!calib_kv_passes(c, c->block))
+    if (!calib_kv_passes(c->s, c->block))
         return fakequant_start(&c->fq, NULL, NULL, NULL, NULL, NULL);
     TRY(mem_alloc(&host, 4 * (size_t)C, sizeof(*host)));
     enum err err = scan_to_host(c, host, C);
@@ -493,12 +494,12 @@ static enum err choose_codes(struct calibration *c)
 /* Sets the start values of all that learns. */
 static enum err start_block(struct calibration *c)
 {
-    if (calib_gathers_inputs(c, c->block))
+    if (!c->fq.gptq && calib_gathers(c->s, c->block))
         TRY(gather_inputs(c));
     TRY(start_values(c));
     if (c->search.dev)
         TRY(search_finish(&c->search, &c->fq));
-    return c->fq.gptq_start ? choose_codes(c) : OK;
+    return c->fq.gptq_start && calib_gathers(c->s, c->block) ? choose_codes(c) : OK;
 }
 
 /* --- one block ---------------------------------------------------------------------- */
@@ -514,25 +515,26 @@ static enum err hand_over(struct calibration *c)
 
 static enum err calibrate_block(struct calibration *c)
 {
-    const double units = c->units_done;
+    const struct block_cost cost = cost_of_block(c->arch, c->s, c->block);
+    const double units = c->units_done + cost_block_passes(&cost);
     bool restored = false;
     c->at = (struct block_position){.stats = {.block = c->block}};
     c->clock = clock_s();
     dev_gemm_seconds(c->dev, true);
     TRY(load_block(c));
     prefetch_next(c);
-    if (c->fq.gptq && weight_quantizes_layer(&c->s->weights, c->block)) {
+    if (c->fq.gptq && calib_gathers(c->s, c->block)) {
         TRY(gather_inputs(c));
         TRY(choose_codes(c));
     }
-    if (fakequant_learns(&c->fq, c->block))
+    if (calib_learns(c->s, c->block))
         TRY(calib_load_partial(c, &restored));
     if (!restored)
         TRY(start_block(c));
     else
         c->units_done += c->units_restored = calib_units_done(c);
     TRY(calib_train_block(c));
-    c->units_done = units + calib_block_units(c, c->block);
+    c->units_done = units;
     calib_take_time(c);
     TRY(hand_over(c));
     c->n_finished = c->block + 1;
@@ -551,15 +553,14 @@ static enum err advance(struct calibration *c)
     return OK;
 }
 
-/* Returns the forward passes of the whole calibration, for progress. */
+/* Returns the passes of the whole run, for progress. */
 static double all_units(const struct calibration *c, int64_t first)
 {
-    const int64_t L = c->arch->n_layers;
-    const int64_t filled = 2 * first + recon_reach(&c->recon, first) + 1;
-    const int64_t moved = (L - 1 - first) + (L - 1 - first - recon_reach(&c->recon, first));
-    double units = (double)((filled + moved) * c->s->samples);
-    for (int64_t b = first; b < L; b++)
-        units += calib_block_units(c, b);
+    double units = cost_stream_passes(c->arch, c->s);
+    for (int64_t b = first; b < c->arch->n_layers; b++) {
+        const struct block_cost cost = cost_of_block(c->arch, c->s, b);
+        units += cost_block_passes(&cost);
+    }
     return units;
 }
 

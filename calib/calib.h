@@ -70,22 +70,6 @@ struct calib_settings {
     uint64_t device_bytes, memory_bytes;
 };
 
-/* Returns true if weights have parameters that learn, so that their gradients are
- * needed. */
-bool calib_learns_weights(const struct calib_settings *s);
-
-/* Returns true if the start of the clipping is searched. */
-bool calib_searches_weights(const struct calib_settings *s);
-
-/* Returns true if the start of the smoothing is searched. */
-bool calib_searches_kv(const struct calib_settings *s);
-
-/* Returns how many samples the loss is measured on: eval_samples, or all. */
-int64_t calib_eval_samples(const struct calib_settings *s);
-
-/* Returns the steps of an epoch: samples / batch, rounded up. */
-int64_t calib_epoch_steps(const struct calib_settings *s);
-
 /* Statistics of one block. Losses are means of the loss that training minimizes over the
  * first calib_eval_samples() samples. */
 struct calib_block_stats {
@@ -179,7 +163,7 @@ struct calib_plan {
     size_t host_bytes;
     enum stream_place streams;
     int64_t n_streams;
-    double flops_per_step;           /* of a full step of k + 1 blocks */
+    double flops_per_step; /* of block 0, with one sample: what calib_bench_step times */
     double attention_flops_per_step; /* the part of attention */
     double total_flops;
 };

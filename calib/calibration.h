@@ -59,7 +59,7 @@ struct calibration {
     int64_t n_finished;    /* blocks that are saved */
     struct block_position at;
     struct late late;
-    double units_done, units_total; /* forward passes of one block and sample */
+    double units_done, units_total; /* progress, in passes (cost.h) */
     double units_restored;          /* those of units_done that an earlier run did */
     double tokens_per_s;
     double clock; /* when the block's seconds were last taken */
@@ -111,15 +111,8 @@ bool calib_stop_asked(const struct calibration *c);
 /* Returns ERR_STOPPED, with the number of finished blocks, if stop. */
 enum err calib_stopped_if(const struct calibration *c, bool stop);
 
-/* Returns the number of extra forward passes that collect KV ranges (0 to 2). */
-int calib_kv_passes(const struct calibration *c, int64_t block);
-/* Returns true if a pass collects the inputs of projections as well, which serve start values. */
-bool calib_gathers_inputs(const struct calibration *c, int64_t block);
-
-/* Progress is counted in forward passes of one block and sample. Returns what a block costs
- * (start values, training, evaluation; streams moving on are not included), and how much of
- * that the block in work has done. */
-double calib_block_units(const struct calibration *c, int64_t block);
+/* Returns the passes that the block in work has done in earlier runs, as cost_block_passes() counts
+ * them. */
 double calib_units_done(const struct calibration *c);
 
 /* Adds the time since the last call, or since the block's start, to the block's seconds. */

@@ -23,6 +23,7 @@
 #include "calib/fakequant.h"
 
 #include "calib/batch/batch_sum.h"
+#include "calib/cost.h"
 #include "calib/fakequant_round.h"
 #include "calib/finite.h"
 #include "calib/model/carve.h"
@@ -65,7 +66,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
         (struct block_kv){.spec = s->kv, .scale = {1, 1}, .act_bits = s->weights.act_bits};
     f->quantize_weights = weight_quantizes(&s->weights);
     f->quantize_kv = kv_quantizes(&s->kv);
-    const bool gptq = f->quantize_weights && s->weights.method == WEIGHT_GPTQ;
+    const bool gptq = calib_runs_gptq(s);
     f->learn_round = f->quantize_weights && s->weights.round == ROUND_LEARNED;
     f->gptq_start = gptq && f->learn_round;
     f->gptq = gptq && !f->learn_round;
@@ -73,7 +74,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->learn_weights =
         f->gptq_start || (f->quantize_weights && s->weights.method == WEIGHT_LWC);
     f->sums = s->batch > 1;
-    f->learn_kv = f->quantize_kv && s->kv.method == KV_CHANNEL_TOKEN && s->kv.learn;
+    f->learn_kv = calib_learns_kv(s);
 }
 
 /* Counts what one block learns; it follows from the formats of its projections. */
@@ -188,19 +189,6 @@ static void layout(struct fakequant *f, struct carve *c)
     if (f->quantize_kv)
         place_kv(f, c);
     place_sums(f, c);
-}
-
-bool fakequant_quantizes(const struct fakequant *f, int64_t block)
-{
-    return weight_quantizes_layer(&f->weights, block) ||
-           kv_quantizes_layer(&f->kv.spec, block);
-}
-
-bool fakequant_learns(const struct fakequant *f, int64_t block)
-{
-    return ((f->learn_weights || f->learn_round) &&
-            weight_quantizes_layer(&f->weights, block)) ||
-           (f->learn_kv && kv_quantizes_layer(&f->kv.spec, block));
 }
 
 /* Returns the bytes of the block that needs most. */

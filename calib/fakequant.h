@@ -78,9 +78,6 @@ struct fakequant {
 enum err fakequant_open(struct fakequant *f, struct dev *d, const struct arch *a,
                         const struct calib_settings *s);
 void fakequant_close(struct fakequant *f); /* accepts a zeroed or half-built one */
-/* Return whether anything of a block is quantized, and whether anything learns. */
-bool fakequant_quantizes(const struct fakequant *f, int64_t block);
-bool fakequant_learns(const struct fakequant *f, int64_t block);
 /* Sets the types of master's projections: those of the source, or F32 where other values are
  * written into master. */
 void fakequant_master_types(enum dtype lin[N_LIN], const struct calib_settings *s);

@@ -14,6 +14,7 @@
  * (kernels/dev_step.h). The rates and the sample are put to fixed places before it. */
 #include "calib/batch/batch_sum.h"
 #include "calib/calibration.h"
+#include "calib/cost.h"
 #include "calib/model/carve.h"
 #include "kernels/base/clock.h"
 

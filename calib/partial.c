@@ -4,6 +4,7 @@
  * so far, start values that do not learn, and the position in training. Losses are stored as
  * the bits of their doubles. */
 #include "calib/calibration.h"
+#include "calib/cost.h"
 
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"

@@ -5,14 +5,9 @@
  * training moves on by one block, exactly one slot is reloaded. */
 #include "calib/recon.h"
 
+#include "calib/cost.h"
 #include "calib/finite.h"
 #include "kernels/base/mem.h"
-
-/* Returns how many blocks can follow a block at most. */
-static int64_t depth_of(const struct arch *a, const struct calib_settings *s)
-{
-    return s->crr_blocks < a->n_layers - 1 ? s->crr_blocks : a->n_layers - 1;
-}
 
 /* Depth 0 still needs a slot: the full-precision stream moves through each block. */
 static int64_t full_slots(int64_t depth)
@@ -22,7 +17,7 @@ static int64_t full_slots(int64_t depth)
 
 size_t recon_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    const int64_t n = depth_of(a, s);
+    const int64_t n = cost_reach(a, s->crr_blocks, 0);
     const size_t state = (size_t)(s->seqlen * a->d_model) * sizeof(float);
     const size_t rope = (size_t)(s->seqlen * a->head_dim) * sizeof(float);
     return (size_t)(n + 3) * state + rope + block_acts_bytes(a, s->seqlen, s->act, true) +
@@ -89,7 +84,7 @@ enum err recon_open(struct recon *r, struct dev *d, const struct arch *a,
                         .arch = a,
                         .terms = s->crr_terms,
                         .loss = s->crr_loss,
-                        .depth = depth_of(a, s),
+                        .depth = cost_reach(a, s->crr_blocks, 0),
                         .T = s->seqlen};
     TRY(open_blocks(r, s));
     TRY(open_states(r));
@@ -148,8 +143,7 @@ enum err recon_quantized(struct recon *r, struct fakequant *f, const struct tens
 
 int64_t recon_reach(const struct recon *r, int64_t i)
 {
-    const int64_t after = r->arch->n_layers - 1 - i;
-    return r->depth < after ? r->depth : after;
+    return cost_reach(r->arch, r->depth, i);
 }
 
 bool recon_reads_late(const struct recon *r, const struct fakequant *f,

@@ -5,6 +5,7 @@
  * parameters are kept. */
 #include "calib/batch/batch_sum.h"
 #include "calib/calibration.h"
+#include "calib/cost.h"
 #include "kernels/base/clock.h"
 
 #include <inttypes.h>
@@ -88,7 +89,7 @@ enum err calib_stopped_if(const struct calibration *c, bool stop)
 
 enum err calib_stopped(struct calibration *c)
 {
-    if (fakequant_learns(&c->fq, c->block))
+    if (calib_learns(c->s, c->block))
         TRY(calib_save_partial(c));
     FAIL(ERR_STOPPED,
          "stopped in block %" PRId64 " of %" PRId64 ", epoch %" PRId64 ", step %" PRId64,
@@ -98,7 +99,7 @@ enum err calib_stopped(struct calibration *c)
 /* Saves the state that led to a non-finite value and reports where it is. */
 static enum err not_finite(struct calibration *c, const char *what)
 {
-    if (fakequant_learns(&c->fq, c->block))
+    if (calib_learns(c->s, c->block))
         TRY(calib_save_partial(c));
     FAIL(ERR_NUMERIC,
          "block %" PRId64 ", epoch %" PRId64 ", step %" PRId64 " (sample %" PRId64
@@ -253,7 +254,8 @@ struct fq_step calib_next_move(const struct calibration *c)
 void calib_step_done(struct calibration *c, int64_t n, double begin, double loss)
 {
     const double rate_now = (double)(n * c->s->seqlen) / (clock_s() - begin);
-    c->units_done += 3 * (double)n * (double)(recon_reach(&c->recon, c->block) + 1);
+    c->units_done +=
+        (double)(COST_STEP_PASSES * n * (recon_reach(&c->recon, c->block) + 1));
     if (begin >= 0)
         c->tokens_per_s =
             c->tokens_per_s > 0 ? 0.9 * c->tokens_per_s + 0.1 * rate_now : rate_now;
@@ -338,50 +340,22 @@ static enum err train(struct calibration *c)
 
 enum err calib_train_block(struct calibration *c)
 {
-    if (!fakequant_quantizes(&c->fq, c->block))
+    if (!calib_quantizes(c->s, c->block))
         return OK;
     if (!c->at.measured)
         TRY(measure_start(c));
-    if (fakequant_learns(&c->fq, c->block))
+    if (calib_learns(c->s, c->block))
         TRY(train(c));
     return fakequant_apply(&c->fq);
 }
 
-int calib_kv_passes(const struct calibration *c, int64_t block)
-{
-    if (!kv_needs_ranges(&c->s->kv) || !kv_quantizes_layer(&c->s->kv, block))
-        return 0;
-    return c->kv_search.dev ? 2 : 1;
-}
-
-bool calib_gathers_inputs(const struct calibration *c, int64_t block)
-{
-    return (c->search.dev || c->fq.gptq_start) &&
-           weight_quantizes_layer(&c->s->weights, block);
-}
-
-/* A step counts as three passes through the chain: one forward, two backward. */
-double calib_block_units(const struct calibration *c, int64_t block)
-{
-    const double chain = (double)(recon_reach(&c->recon, block) + 1);
-    const double epochs = fakequant_learns(&c->fq, block) ? (double)c->s->epochs : 0;
-    const double samples = (double)c->s->samples,
-                 measured = (double)calib_eval_samples(c->s);
-    if (!fakequant_quantizes(&c->fq, block))
-        return 0;
-    return chain * ((1 + epochs) * measured + 3 * epochs * samples) +
-           samples * (calib_kv_passes(c, block) + calib_gathers_inputs(c, block) +
-                      (c->fq.gptq && weight_quantizes_layer(&c->s->weights, block)));
-}
-
 double calib_units_done(const struct calibration *c)
 {
-    const double chain = (double)(recon_reach(&c->recon, c->block) + 1);
-    const double samples = (double)c->s->samples,
-                 measured = (double)calib_eval_samples(c->s);
+    const struct block_cost b = cost_of_block(c->arch, c->s, c->block);
+    const double gathered = c->fq.gptq ? 0 : b.gather; /* GPTQ's codes are not saved */
     const double epoch = (double)c->at.epoch;
-    const double trained =
-        fmin((double)(c->at.step * c->s->batch), samples); /* in this epoch */
-    return chain * ((c->at.measured + epoch) * measured + 3 * (epoch * samples + trained)) +
-           (calib_kv_passes(c, c->block) + calib_gathers_inputs(c, c->block)) * samples;
+    const double in_epoch =
+        fmin((double)(c->at.step * c->s->batch) / (double)c->s->samples, 1);
+    return gathered + b.ranges + (c->at.measured + epoch) * b.measure +
+           (epoch + in_epoch) * b.epoch;
 }

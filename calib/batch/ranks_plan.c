@@ -1,37 +1,28 @@
 /* SPDX-License-Identifier: MIT */
-#include "calib/calib.h"
+#include "calib/cost.h"
 #include "calib/fakequant.h"
 #include "calib/start/kv_search.h"
 #include "calib/start/search.h"
 
-static bool runs_gptq(const struct calib_settings *s)
-{
-    return weight_quantizes(&s->weights) && s->weights.method == WEIGHT_GPTQ;
-}
-
-/* Passes through a block per sample, summed over all blocks: those that ranks share, and those
- * that each of them repeats for every sample, because GPTQ's products are too large to send. */
+/* Passes of all samples: those that ranks share, and those that each of them repeats for every
+ * sample, because GPTQ's products are too large to send. */
 static void count_passes(double *shared, double *repeated, const struct arch *a,
                          const struct calib_settings *s)
 {
-    const double n = (double)s->samples, measured = (double)calib_eval_samples(s);
-    const bool ranges = kv_needs_ranges(&s->kv);
-    const bool inputs = calib_searches_weights(s) && !runs_gptq(s);
-    *shared = *repeated = 0;
+    *shared = cost_stream_passes(a, s);
+    *repeated = 0;
     for (int64_t i = 0; i < a->n_layers; i++) {
-        const int64_t after = a->n_layers - 1 - i;
-        const double chain = (double)((s->crr_blocks < after ? s->crr_blocks : after) + 1);
-        *shared +=
-            chain * ((double)(1 + s->epochs) * measured + 3 * (double)s->epochs * n) +
-            (2 + ranges + calib_searches_kv(s) + inputs) * n;
-        *repeated += n * runs_gptq(s);
+        const struct block_cost c = cost_of_block(a, s, i);
+        const double repeats = calib_runs_gptq(s) ? c.gather : 0;
+        *shared += cost_block_passes(&c) - repeats;
+        *repeated += repeats;
     }
 }
 
 /* Bytes of a sample that its rank sends to the others for a block's start values. */
 static double start_bytes(const struct arch *a, const struct calib_settings *s)
 {
-    const int64_t floats = runs_gptq(s) ? s->seqlen * a->d_model : 0;
+    const int64_t floats = calib_runs_gptq(s) ? s->seqlen * a->d_model : 0;
     const int64_t doubles = (calib_searches_weights(s) ? search_columns(a) : 0) +
                             (calib_searches_kv(s) ? 2 * KV_SEARCH_GRID : 0);
     return (double)(floats * (int64_t)sizeof(float) + doubles * (int64_t)sizeof(double));

@@ -6,28 +6,29 @@
  *   student       forward 2 P T, gradients 4 P T, and forward again 2 P T if activations were not
  *                 kept
  *   head          student's and teacher's logits 2 V D T each, gradient of the states 2 V D T
- *   attention     as often as the student; backward takes 2.5 times as much as forward */
+ *   attention     as often as the student
+ *
+ * Flops of projections and attention are those of calib/cost.h. */
+#include "calib/cost.h"
 #include "calib/model/ends.h"
 #include "calib/refine/distill.h"
 #include "calib/refine/refine.h"
 #include "calib/refine/student.h"
 #include "calib/streams.h"
 
-#define ATTENTION_BACKWARD 2.5 /* in forward passes */
-
-static double attention_flops(const struct arch *a, double T)
+static double attention_flops(const struct arch *a, int64_t T)
 {
-    return 2 * T * (T + 1) * (double)(a->n_heads * a->head_dim) * (double)a->n_layers;
+    return cost_attention_flops(a, T) * (double)a->n_layers;
 }
 
-static double linear_flops(const struct arch *a, double T)
+static double linear_flops(const struct arch *a, int64_t T)
 {
-    return 2 * T * (double)(arch_token_params(a) * a->n_layers);
+    return cost_linear_flops(a, T) * (double)a->n_layers;
 }
 
-static double head_flops(const struct arch *a, double T)
+static double head_flops(const struct arch *a, int64_t T)
 {
-    return 2 * T * (double)(a->vocab * a->d_model);
+    return 2 * (double)T * (double)(a->vocab * a->d_model);
 }
 
 /* Returns the groups of a projection, each with a scale that learns. */
@@ -105,7 +106,8 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
 {
     const struct calib_settings stream = {
         .samples = s->samples + s->guard, .seqlen = s->seqlen, .act = s->act};
-    const double T = (double)s->seqlen, windows = (double)stream.samples;
+    const int64_t T = s->seqlen;
+    const double windows = (double)stream.samples;
     const double forward = linear_flops(a, T) + attention_flops(a, T);
     const int64_t per_epoch = (s->samples + s->batch - 1) / s->batch;
     struct refine_plan p = {.steps = s->epochs * per_epoch};
@@ -126,7 +128,7 @@ enum err refine_plan(struct refine_plan *out, const struct arch *a,
     p.keeps_acts = p.acts_bytes <= s->acts_bytes;
     const double passes = p.keeps_acts ? 1 : 2;
     p.attention_flops_per_step =
-        (double)s->batch * (passes + ATTENTION_BACKWARD) * attention_flops(a, T);
+        (double)s->batch * (passes + COST_ATTENTION_BACKWARD) * attention_flops(a, T);
     p.flops_per_step =
         (double)s->batch * ((passes + 2) * linear_flops(a, T) + 3 * head_flops(a, T)) +
         p.attention_flops_per_step;

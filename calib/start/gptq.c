@@ -10,6 +10,7 @@
  * mixture has a Hessian of the tokens that reached it, or 1, which is rounding to nearest. */
 #include "calib/start/gptq.h"
 
+#include "calib/cost.h"
 #include "calib/model/carve.h"
 #include "kernels/base/mem.h"
 
@@ -53,7 +54,7 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s)
     struct gptq g = {0};
     struct carve c = {0};
     const struct extent e = extent_of(a);
-    if (!weight_quantizes(&s->weights) || s->weights.method != WEIGHT_GPTQ)
+    if (!calib_runs_gptq(s))
         return 0;
     layout(&g, &c, a);
     /* Codes of a block; a weight and ranges; h in F32 and in F64. */
@@ -66,7 +67,7 @@ double gptq_flops(const struct arch *a, const struct calib_settings *s, int64_t 
     const double T = (double)(s->samples * s->seqlen);
     bool summed[GPTQ_INPUTS] = {false}, factored[GPTQ_INPUTS] = {false};
     double sum = 0;
-    if (!weight_quantizes(&s->weights) || s->weights.method != WEIGHT_GPTQ)
+    if (!calib_runs_gptq(s))
         return 0;
     for (int l = 0; l < N_LIN; l++) {
         const double n = (double)arch_in(a, l), experts = (double)arch_stacked(a, l);

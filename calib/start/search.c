@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "calib/start/search.h"
 
+#include "calib/cost.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/clip.h"

@@ -119,6 +119,7 @@ static void event(void *ctx, const struct calib_event *e)
     if (!(e->done >= m->last_done && e->done <= 1 + 1e-9))
         m->done_fell = true;
     m->last_done = e->done;
+    m->n_events[e->block][e->kind]++;
     m->n_steps += e->kind == CALIB_STEP;
     m->n_evals += e->kind == CALIB_EVAL;
 }

@@ -23,6 +23,7 @@ struct memory_io {
     int64_t asked;
     int64_t n_on_disk, n_streams, open_streams;
     int64_t n_steps, n_evals; /* events: training steps, losses measured */
+    int64_t n_events[MEMORY_BLOCKS][CALIB_ADVANCE + 1]; /* of each kind */
     double last_done, last_own;
     bool done_fell;  /* the share of work done went backwards or left [0,1] */
     bool own_jumped; /* that of this run alone fell, or rose by more than steps do */

@@ -2,6 +2,7 @@
  *
  * Steps of several samples (calibration.batch): the sum of gradients, and whole runs. */
 #include "calib/batch/batch_sum.h"
+#include "calib/cost.h"
 #include "kernels/base/mem.h"
 #include "tests/calib/calib_fixture.h"
 

@@ -2,8 +2,9 @@
  *
  * Calibrations on several ranks. Threads stand for processes: each has a device, callbacks and
  * streams of its own. */
+#include "calib/cost.h"
 #include "kernels/base/mem.h"
-#include "tests/calib/calib_fixture.h"
+#include "tests/calib/cost_fixture.h"
 #include "tests/calib/ranks_fixture.h"
 
 #include <math.h>
@@ -211,12 +212,48 @@ static void test_traffic_is_as_planned(void **state)
     fixture_close(&f);
 }
 
+/* Each of n ranks makes as many passes, and the plan says how many fewer than one process. */
+static void check_speedup(const struct fixture *f, const struct cost_case *c, double all,
+                          int n)
+{
+    struct rank r[MOST];
+    struct calib_ranks_plan plan;
+    calib_plan_ranks(&plan, &f->arch, &c->s, n);
+    open_ranks(r, n);
+    must(run_ranks(r, n, f, &c->s));
+    for (int i = 0; i < n; i++) {
+        const double own = seen_forward(&r[i].io, c) + seen_steps(&r[i].io, c) / n;
+        assert_true(fabs(plan.speedup - all / own) <= 1e-9 * plan.speedup);
+    }
+    close_ranks(r, n);
+}
+
+static void test_speedup_is_as_planned(void **state)
+{
+    struct fixture f;
+    fixture_open(&f, tiny_arch(1, COST_BLOCKS), 9);
+    for (int which = 0; which < COST_CASES; which++) {
+        struct cost_case c;
+        struct memory_io one;
+        cost_case_open(&c, which);
+        c.s.samples = 8, c.s.batch = 4, c.s.eval_samples = 0;
+        calibrate("cpu", &one, &f, &c.s);
+        const double all = seen_forward(&one, &c) + seen_steps(&one, &c);
+        for (int n = 2; n <= MOST; n += 2)
+            check_speedup(&f, &c, all, n);
+        memory_io_close(&one);
+        cost_case_close(&c);
+    }
+    fixture_close(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_same_on_any_number),
         cmocka_unit_test(test_stopped_and_resumed_by_others),
         cmocka_unit_test(test_more_ranks_than_samples_of_a_step),
-        cmocka_unit_test(test_traffic_is_as_planned)};
+        cmocka_unit_test(test_traffic_is_as_planned),
+        cmocka_unit_test(test_speedup_is_as_planned)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

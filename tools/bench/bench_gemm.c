@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/bench/bench_gemm.h"
 
+#include "calib/cost.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/mem.h"
 #include "tools/bench/bench_data.h"

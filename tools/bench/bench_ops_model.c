@@ -4,6 +4,7 @@
  * docs/performance.md. */
 #include "tools/bench/bench_ops.h"
 
+#include "calib/cost.h"
 #include "kernels/dev_experts.h"
 
 #include <math.h>
@@ -69,13 +70,6 @@ static enum err run_silu_bwd(struct bench_ops *b)
     return dev_gate_bwd(b->dev, GATE_SILU, &b->dgu, &b->dm, &b->gu);
 }
 
-/* Returns the flops of one product: half of T x T pairs, d multiplications and additions
- * each. */
-static double attention_flops(const struct bench_ops *b)
-{
-    return (double)b->T * (double)(b->T + 1) * (double)(b->arch.n_heads * b->arch.head_dim);
-}
-
 /* Operands of attention with a quantized past. */
 struct attention {
     struct tensor q, k, v;
@@ -103,7 +97,7 @@ static enum err run_attn(struct bench_ops *b)
 {
     struct attention x;
     take_attention(&x, b);
-    b->flops = 2 * attention_flops(b);
+    b->flops = cost_attention_flops(&b->arch, b->T);
     return dev_attn(b->dev, &b->o, &b->lse, &x.in);
 }
 
@@ -117,7 +111,7 @@ static enum err run_attn_bwd(struct bench_ops *b)
     const struct tensor dv = bench_heads(&b->dqkv, H + K, K, d);
     const struct attn_grads grads = {
         .dq = &dq, .dk = &dk, .dv = &dv, .dkq = &b->dkq, .dvq = &b->dvq};
-    b->flops = 5 * attention_flops(b);
+    b->flops = COST_ATTENTION_BACKWARD * cost_attention_flops(&b->arch, b->T);
     return dev_attn_bwd(b->dev, &grads, &b->d_o, &b->o, &b->lse, &x.in);
 }
 
