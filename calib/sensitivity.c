@@ -12,6 +12,7 @@
 
 #include "calib/fakequant.h"
 #include "calib/model/model_grad.h"
+#include "calib/start/inputs.h"
 #include "calib/start/kv_search.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/pool.h"
@@ -89,16 +90,18 @@ static enum err add_input(struct measure *m, int l, const struct tensor *x)
     return OK;
 }
 
-/* Adds projections [first, last], which share input x; g stacks their output gradients. */
-static enum err add_stacked(struct measure *m, int first, int last, const struct tensor *g,
-                            const struct tensor *x)
+/* Adds the projections that read input i of the window; g stacks their output gradients. */
+static enum err add_stacked(struct measure *m, enum lin_input i, const struct tensor *g)
 {
+    const struct tensor x = input_acts(m->acts, m->arch, i);
     int64_t at = 0;
-    for (int l = first; l <= last; l++) {
+    for (int l = 0; l < N_LIN; l++) {
         const int64_t out = arch_out(m->arch, l);
+        if (input_of(l) != i)
+            continue;
         const struct tensor part = tensor_cols(*g, at, out);
         TRY(add_grad(m, l, &part));
-        TRY(add_input(m, l, x));
+        TRY(add_input(m, l, &x));
         at += out;
     }
     return OK;
@@ -160,20 +163,19 @@ static enum err visit_window(void *ctx, int64_t block, const struct block_acts *
 static enum err visit_grad(void *ctx, enum block_grad what, const struct tensor *g)
 {
     struct measure *m = ctx;
-    const struct block_acts *x = m->acts;
     switch (what) {
     case BLOCK_GRAD_DOWN:
-        return add_stacked(m, LIN_DOWN, LIN_DOWN, g, &x->m);
+        return add_stacked(m, INPUT_DOWN, g);
     case BLOCK_GRAD_GATE_UP:
-        return add_stacked(m, LIN_GATE, LIN_UP, g, &x->n2);
+        return add_stacked(m, INPUT_GATE_UP, g);
     case BLOCK_GRAD_O:
-        return add_stacked(m, LIN_O, LIN_O, g, &x->o);
+        return add_stacked(m, INPUT_O, g);
     case BLOCK_GRAD_ATTENTION:
         TRY(keep_side_grad(m, KV_K, g));
         return keep_side_grad(m, KV_V, g);
     case BLOCK_GRAD_QKV:
         m->window++; /* the last gradient of a window */
-        return add_stacked(m, LIN_Q, LIN_V, g, &x->n1);
+        return add_stacked(m, INPUT_QKV, g);
     }
     return OK;
 }

@@ -16,11 +16,6 @@
 
 #include <inttypes.h>
 
-/* q, k and v share an input and therefore a Hessian, and so do gate and up. */
-static const int input_of[N_LIN] = {
-    [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
-    [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
-
 /* Largest dimensions of any projection, of one expert's where there are several, for buffers that
  * serve one at a time. */
 struct extent {
@@ -42,10 +37,10 @@ static struct extent extent_of(const struct arch *a)
 
 static void layout(struct gptq *g, struct carve *c, const struct arch *a)
 {
-    for (int l = 0; l < N_LIN; l++)
-        if (!l || input_of[l] != input_of[l - 1])
-            g->h[input_of[l]] =
-                carve_2d(c, DT_F32, arch_stacked(a, l) * arch_in(a, l), arch_in(a, l));
+    for (int i = 0; i < N_INPUTS; i++) {
+        const int64_t n = input_columns(a, i);
+        g->h[i] = carve_2d(c, DT_F32, input_parts(a, i) * n, n);
+    }
     g->work.block = carve_2d(c, DT_F32, extent_of(a).out, GPTQ_COLUMNS);
 }
 
@@ -62,25 +57,29 @@ size_t gptq_bytes(const struct arch *a, const struct calib_settings *s)
            (size_t)(e.in * e.in) * 12;
 }
 
+/* Returns the rows of all quantized projections that read input i. */
+static int64_t rows_reading(const struct arch *a, const struct calib_settings *s,
+                            int64_t block, enum lin_input i)
+{
+    int64_t rows = 0;
+    for (int l = 0; l < N_LIN; l++)
+        if (input_of(l) == i && weight_format(&s->weights, block, l).bits < 16)
+            rows += arch_out(a, l);
+    return rows;
+}
+
 double gptq_flops(const struct arch *a, const struct calib_settings *s, int64_t block)
 {
     const double T = (double)(s->samples * s->seqlen);
-    bool summed[GPTQ_INPUTS] = {false}, factored[GPTQ_INPUTS] = {false};
     double sum = 0;
     if (!calib_runs_gptq(s))
         return 0;
-    for (int l = 0; l < N_LIN; l++) {
-        const double n = (double)arch_in(a, l), experts = (double)arch_stacked(a, l);
-        const int i = input_of[l];
-        if (!summed[i])
-            sum += 2 * n * n * T * (experts > 1 ? (double)a->n_active : 1);
-        summed[i] = true;
-        if (weight_format(&s->weights, block, l).bits >= 16)
-            continue;
-        if (!factored[i])
-            sum += experts * 2 / 3 * n * n * n;
-        factored[i] = true;
-        sum += (double)arch_out(a, l) * n * n;
+    for (int i = 0; i < N_INPUTS; i++) {
+        const double n = (double)input_columns(a, i), parts = (double)input_parts(a, i);
+        const double rows = (double)rows_reading(a, s, block, i);
+        sum += 2 * n * n * T * (parts > 1 ? (double)a->n_active : 1) + rows * n * n;
+        if (rows > 0)
+            sum += parts * 2 / 3 * n * n * n;
     }
     return sum;
 }
@@ -132,43 +131,31 @@ static size_t square_bytes(const struct tensor *h)
 
 enum err gptq_begin(struct gptq *g)
 {
-    for (int i = 0; i < GPTQ_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++)
         TRY(dev_zero(g->dev, g->h[i].data, square_bytes(&g->h[i])));
     return OK;
 }
 
-/* H += x^T x of a sample [T,n], summed where the activations are; the factor 2 / samples
- * follows once at the end. */
-static enum err add_product(struct gptq *g, const struct tensor *h, const struct tensor *x)
+/* H += x^T x of a sample [T,n], or of the rows of each expert, summed where the activations are;
+ * the factor 2 / samples follows once at the end. */
+static enum err add_products(struct gptq *g, const struct block_acts *acts,
+                             enum lin_input i)
 {
-    return dev_gemm(g->dev, GEMM_TN, h, x, x, true);
-}
-
-/* The same of each expert's rows of x [T k,n]; h [E n,n]. */
-static enum err add_experts(struct gptq *g, const struct tensor *h, const struct tensor *x,
-                            const int64_t *first)
-{
-    const int64_t n = x->dim[1];
-    for (int64_t e = 0; e < g->arch->n_experts; e++) {
-        const int64_t rows = first[e + 1] - first[e];
-        const struct tensor of_h = tensor_rows(*h, e * n, n);
-        const struct tensor of_x = rows ? tensor_rows(*x, first[e], rows) : *x;
-        TRY(rows ? add_product(g, &of_h, &of_x) : OK);
+    const int64_t n = input_columns(g->arch, i);
+    struct tensor x;
+    for (int64_t e = 0; e < input_parts(g->arch, i); e++) {
+        const struct tensor h = tensor_rows(g->h[i], e * n, n);
+        if (input_rows(&x, acts, g->arch, i, e))
+            TRY(dev_gemm(g->dev, GEMM_TN, &h, &x, &x, true));
     }
     return OK;
 }
 
 enum err gptq_add(struct gptq *g, const struct block_acts *acts)
 {
-    TRY(add_product(g, &g->h[0], &acts->n1));
-    TRY(add_product(g, &g->h[1], &acts->o));
-    if (g->arch->n_experts) {
-        const int64_t *first = acts->experts.route.first;
-        TRY(add_experts(g, &g->h[2], &acts->experts.x, first));
-        return add_experts(g, &g->h[3], &acts->m, first);
-    }
-    TRY(add_product(g, &g->h[2], &acts->n2));
-    return add_product(g, &g->h[3], &acts->m);
+    for (int i = 0; i < N_INPUTS; i++)
+        TRY(add_products(g, acts, i));
+    return OK;
 }
 
 /* Downloads H = 2 / samples sum x x^T as F64. */
@@ -201,18 +188,6 @@ static enum err upload_factor(struct gptq *g, const struct tensor *h)
     mem_free(u);
     g->work.u = *h;
     return err;
-}
-
-/* Makes H 1 if it is 0, because no token reached the expert: then codes are the nearest. Returns
- * true if it was. */
-static bool fill_unreached(struct gptq_input *x)
-{
-    bool any = false;
-    for (int64_t i = 0; i < x->n; i++)
-        any = any || x->h[i * x->n + i] > 0;
-    for (int64_t i = 0; i < x->n && !any; i++)
-        x->h[i * x->n + i] = 1;
-    return !any;
 }
 
 /* A projection in work: its codes, and the weight that GPTQ overwrites. */
@@ -258,13 +233,14 @@ static enum err solve(struct gptq *g, const struct target *t, int64_t e)
     return gptq_linear(&g->work, &q, &w, &g->input, &g->s->gptq);
 }
 
-/* Factors a Hessian; its factor replaces it in memory. *unreached, which may be NULL, becomes true
- * for an expert that has none. */
+/* Factors a Hessian; its factor replaces it in memory. That of an expert without tokens is 1, which
+ * makes codes the nearest, and *unreached, which may be NULL, becomes true. */
 static enum err factor(struct gptq *g, const struct tensor *h, bool experts,
                        bool *unreached)
 {
     TRY(download_hessian(g, h));
-    const bool none = experts && fill_unreached(&g->input);
+    const int64_t n = g->input.n;
+    const bool none = experts && input_fill_unreached(g->input.h, n, n + 1);
     if (none && unreached)
         *unreached = true;
     TRY(gptq_factor(&g->input, &g->s->gptq, dev_threads(g->dev)));
@@ -289,13 +265,14 @@ static enum err solve_all(struct gptq *g, const struct target *t, int n, int i,
 }
 
 /* The projections that read input i. */
-static enum err finish_input(struct gptq *g, struct fakequant *f, int i, bool *unreached)
+static enum err finish_input(struct gptq *g, struct fakequant *f, enum lin_input i,
+                             bool *unreached)
 {
     struct target t[N_LIN];
     int n = 0;
     enum err err = OK;
     for (int l = 0; l < N_LIN && !err; l++)
-        if (input_of[l] == i && f->format[l].bits < 16)
+        if (input_of(l) == i && f->format[l].bits < 16)
             err = target_open(&t[n++], g, f, l);
     if (!err && n)
         err = solve_all(g, t, n, i, unreached);
@@ -312,7 +289,7 @@ enum err gptq_finish(struct gptq *g, struct fakequant *f, bool *unreached)
 {
     if (f->gptq_start)
         TRY(fakequant_apply(f));
-    for (int i = 0; i < GPTQ_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++)
         TRY(finish_input(g, f, i, unreached));
     return OK;
 }

@@ -8,9 +8,7 @@
 
 #include "calib/fakequant.h"
 #include "calib/start/gptq_solve.h"
-
-/* Inputs: of q, k and v; of o; of gate and up; of down. */
-#define GPTQ_INPUTS 4
+#include "calib/start/inputs.h"
 
 struct gptq {
     struct dev *dev;
@@ -19,7 +17,7 @@ struct gptq {
     struct pool *pool;
     void *memory; /* on the device */
     /* F32 [n, n]: sum of x x^T, later U; of experts [E n, n], by their own tokens */
-    struct tensor h[GPTQ_INPUTS];
+    struct tensor h[N_INPUTS];
     struct gptq_work work;
     struct gptq_input input; /* shared by the projections in work */
 };

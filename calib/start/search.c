@@ -2,6 +2,7 @@
 #include "calib/start/search.h"
 
 #include "calib/cost.h"
+#include "calib/start/inputs.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/clip.h"
@@ -11,14 +12,6 @@
 
 /* The first factor stands for 1, which has no finite logit. */
 #define MOST 0.99f
-
-/* q, k and v read one input, and gate and up another: four moments serve seven
- * projections. */
-static const int input_of[N_LIN] = {
-    [LIN_Q] = 0,    [LIN_K] = 0,  [LIN_V] = 0,   [LIN_O] = 1,
-    [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
-
-static const int reader_of[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_GATE, LIN_DOWN};
 
 static int64_t widest(const struct arch *a)
 {
@@ -37,15 +30,15 @@ static int64_t largest(const struct arch *a)
 }
 
 /* Returns the columns of the moments of input i: each expert that reads it has its own. */
-static int64_t columns_of(const struct arch *a, int i)
+static int64_t columns_of(const struct arch *a, enum lin_input i)
 {
-    return arch_in(a, reader_of[i]) * arch_stacked(a, reader_of[i]);
+    return input_columns(a, i) * input_parts(a, i);
 }
 
 int64_t search_columns(const struct arch *a)
 {
     int64_t n = 0;
-    for (int i = 0; i < SEARCH_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++)
         n += columns_of(a, i);
     return n;
 }
@@ -115,55 +108,36 @@ static enum err sum_squares(struct search *k, double *moment, const struct tenso
     return OK;
 }
 
-/* The same of the rows of each expert in x [T k,n]; moment [E][n]. */
-static enum err sum_experts(struct search *k, double *moment, const struct block_acts *acts,
-                            const struct tensor *x)
+/* moment [parts][n] = the same of the rows of each part of input i. */
+static enum err sum_input(struct search *k, double *moment, const struct block_acts *acts,
+                          enum lin_input i)
 {
-    const int64_t n = x->dim[1], *first = acts->experts.route.first;
-    memset(moment, 0, (size_t)(k->arch->n_experts * n) * sizeof(*moment));
-    for (int64_t e = 0; e < k->arch->n_experts; e++) {
-        const int64_t rows = first[e + 1] - first[e];
-        const struct tensor own = rows ? tensor_rows(*x, first[e], rows) : *x;
-        if (rows)
-            TRY(sum_squares(k, moment + e * n, &own));
-    }
+    const int64_t n = input_columns(k->arch, i);
+    struct tensor x;
+    memset(moment, 0, (size_t)columns_of(k->arch, i) * sizeof(*moment));
+    for (int64_t e = 0; e < input_parts(k->arch, i); e++)
+        if (input_rows(&x, acts, k->arch, i, e))
+            TRY(sum_squares(k, moment + e * n, &x));
     return OK;
 }
 
 enum err search_add(struct search *k, const struct block_acts *acts, int64_t i)
 {
-    const struct tensor *const n2 = k->arch->n_experts ? &acts->experts.x : &acts->n2;
-    const struct tensor *const x[SEARCH_INPUTS] = {&acts->n1, &acts->o, n2, &acts->m};
     double *moment = k->sample;
-    for (int l = 0; l < SEARCH_INPUTS && share_own(k->share, i); l++) {
-        TRY(arch_of_experts(k->arch, reader_of[l]) ? sum_experts(k, moment, acts, x[l])
-                                                   : sum_squares(k, moment, x[l]));
-        moment += columns_of(k->arch, l);
+    for (int n = 0; n < N_INPUTS && share_own(k->share, i); n++) {
+        TRY(sum_input(k, moment, acts, n));
+        moment += columns_of(k->arch, n);
     }
     return share_add(k->share, k->sum, k->sample, k->columns, i, k->s->samples);
 }
 
-/* Returns the moments of the input of projection l, summed over samples. */
-static double *moments_of(const struct search *k, int l)
+/* Returns the moments of input i, summed over samples. */
+static double *moments_of(const struct search *k, enum lin_input i)
 {
     double *moment = k->sum;
-    for (int i = 0; i < input_of[l]; i++)
-        moment += columns_of(k->arch, i);
+    for (int n = 0; n < (int)i; n++)
+        moment += columns_of(k->arch, n);
     return moment;
-}
-
-/* Sets the moments of experts that no token reached to 1: all their columns count alike. */
-static void fill_unreached(struct search *k, int l)
-{
-    const int64_t n = arch_in(k->arch, l);
-    double *moment = moments_of(k, l);
-    for (int64_t e = 0; e < k->arch->n_experts; e++, moment += n) {
-        bool reached = false;
-        for (int64_t c = 0; c < n; c++)
-            reached = reached || moment[c] > 0;
-        for (int64_t c = 0; c < n && !reached; c++)
-            moment[c] = 1;
-    }
 }
 
 /* One projection, whose rows the threads share. */
@@ -207,7 +181,7 @@ static enum err search_lin(struct search *k, struct fakequant *f, int l)
     enum err err = OK;
     TRY(mem_alloc(&host, (size_t)(n + 2 * n_groups), sizeof(*host)));
     struct rows j = {.format = f->format[l],
-                     .moment = moments_of(k, l),
+                     .moment = moments_of(k, input_of(l)),
                      .part_rows = w.dim[0] / arch_stacked(k->arch, l),
                      .w = host,
                      .a = host + n,
@@ -228,9 +202,11 @@ out:
 
 enum err search_finish(struct search *k, struct fakequant *f)
 {
-    for (int i = 0; i < SEARCH_INPUTS; i++)
-        if (arch_of_experts(k->arch, reader_of[i]))
-            fill_unreached(k, reader_of[i]);
+    for (int i = 0; i < N_INPUTS; i++) {
+        const int64_t n = input_columns(k->arch, i), parts = input_parts(k->arch, i);
+        for (int64_t e = 0; e < parts && parts > 1; e++)
+            input_fill_unreached(moments_of(k, i) + e * n, n, 1);
+    }
     for (int l = 0; l < N_LIN; l++)
         if (f->format[l].bits < 16)
             TRY(search_lin(k, f, l));

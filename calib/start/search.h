@@ -6,19 +6,16 @@
  *
  *   sum_i E[x_i^2] (W_i - W^_i)^2
  *
- * with inputs taken as uncorrelated. The second moments of a block's four inputs are
+ * with inputs taken as uncorrelated. The second moments of a block's four inputs (inputs.h) are
  * collected sample by sample while the block is in full precision, of each expert over the tokens
- * that reach it. Each process computes those of
- * its own samples; the sums over samples are the same for all (share_add). */
+ * that reach it. Each process computes those of its own samples; the sums over samples are the same
+ * for all (share_add). */
 #ifndef WKVQ_SEARCH_H
 #define WKVQ_SEARCH_H
 
 #include "calib/batch/share.h"
 #include "calib/fakequant.h"
 #include "kernels/base/pool.h"
-
-/* Inputs: of q, k and v; of o; of gate and up; of down. */
-#define SEARCH_INPUTS 4
 
 struct search {
     struct dev *dev;

@@ -2,6 +2,7 @@
  *
  * The searched start of the clipping: the best of the grid, with the weights of each
  * projection's own inputs. */
+#include "calib/start/inputs.h"
 #include "calib/start/search.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
@@ -165,20 +166,20 @@ static void test_every_projection_by_its_own_input(void **state)
     must(share_open(&alone, NULL, 1, 1, ""));
     must(search_open(&k, d, &model.arch, &s, &alone));
 
-    struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.n2, &acts.m};
+    struct tensor *const x[N_INPUTS] = {&acts.n1, &acts.o, &acts.n2, &acts.m};
     const int reads[N_LIN] = {[LIN_O] = 1, [LIN_GATE] = 2, [LIN_UP] = 2, [LIN_DOWN] = 3};
-    const int some_reader[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
-    double *moment[SEARCH_INPUTS];
+    const int some_reader[N_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
+    double *moment[N_INPUTS];
     for (int round = 0; round < 2; round++) {
         search_begin(&k);
-        for (int i = 0; i < SEARCH_INPUTS; i++)
+        for (int i = 0; i < N_INPUTS; i++)
             moment[i] = draw_inputs(x[i], d, &r, arch_in(&model.arch, some_reader[i]));
         for (int64_t i = 0; i < s.samples; i++)
             must(search_add(&k, &acts, i));
         must(search_finish(&k, &f));
         for (int l = 0; l < N_LIN; l++)
             check_lin(d, &f, l, moment[reads[l]]);
-        for (int i = 0; i < SEARCH_INPUTS; i++) {
+        for (int i = 0; i < N_INPUTS; i++) {
             mem_free(moment[i]);
             dev_free(d, x[i]->data);
         }
@@ -228,11 +229,11 @@ static void test_every_expert_by_its_own_tokens(void **state)
     must(share_open(&alone, NULL, 1, 1, ""));
     must(search_open(&k, d, &model.arch, &s, &alone));
 
-    struct tensor *const x[SEARCH_INPUTS] = {&acts.n1, &acts.o, &acts.experts.x, &acts.m};
-    const int reader[SEARCH_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
+    struct tensor *const x[N_INPUTS] = {&acts.n1, &acts.o, &acts.experts.x, &acts.m};
+    const int reader[N_INPUTS] = {LIN_Q, LIN_O, LIN_UP, LIN_DOWN};
     double *plain = draw_inputs(x[0], d, &r, a.d_model), *moment[E];
     mem_free(draw_inputs(x[1], d, &r, arch_in(&a, LIN_O)));
-    for (int i = 2; i < SEARCH_INPUTS; i++) {
+    for (int i = 2; i < N_INPUTS; i++) {
         const int l = reader[i];
         for (int e = 0; e < E; e++) {
             must(mem_calloc(&moment[e], (size_t)arch_in(&a, l), sizeof(*moment[e])));
@@ -257,7 +258,7 @@ static void test_every_expert_by_its_own_tokens(void **state)
         check_lin(d, &f, LIN_Q, plain);
     }
     mem_free(plain);
-    for (int i = 0; i < SEARCH_INPUTS; i++)
+    for (int i = 0; i < N_INPUTS; i++)
         dev_free(d, x[i]->data);
     search_close(&k);
     share_close(&alone);
