@@ -30,6 +30,13 @@ enum err model_last_bwd(struct dev *d, const struct arch *a, const struct last_g
                         const struct tensor *s, const struct tensor *x,
                         const struct tensor *gain);
 
+/* Logits of a whole window may be more than memory holds, so they exist for some rows at a time:
+ * as many as have LOGITS_BYTES. Results depend on it in their last bits, because products of other
+ * shapes round otherwise. */
+#define LOGITS_BYTES (INT64_C(64) << 20)
+/* Returns how many of T rows have that many bytes of logits in F32, at least 1. */
+int64_t model_logit_rows(const struct arch *a, int64_t T, int64_t bytes);
+
 /* How a simulated run quantizes block i; *q = NULL: not at all. Projections with scales are
  * quantized; s and delta apply to the cache where it has fewer than 16 bits. q is borrowed
  * until the next call. */

@@ -11,9 +11,6 @@
 #include <inttypes.h>
 #include <math.h>
 
-/* Bytes of logits in memory at a time. */
-#define LOGITS_BYTES (INT64_C(64) << 20)
-
 struct pass {
     struct dev *dev;
     const struct arch *arch;
@@ -146,13 +143,12 @@ struct head {
 static void head_layout(struct head *e, struct carve *c, const struct pass *p)
 {
     const int64_t V = p->arch->vocab, D = p->arch->d_model;
-    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
     e->w = carve_2d(c, DT_F32, V, D);
     e->norm = carve_1d(c, DT_F32, D);
     e->y = carve_2d(c, DT_F32, p->T, D);
     e->dy = carve_2d(c, DT_F32, p->T, D);
     e->s = carve_1d(c, DT_F32, p->T);
-    e->logits = carve_2d(c, DT_F32, fit < 1 ? 1 : fit > p->T ? p->T : fit, V);
+    e->logits = carve_2d(c, DT_F32, model_logit_rows(p->arch, p->T, LOGITS_BYTES), V);
 }
 
 static enum err head_load(struct head *e, struct pass *p)

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * The final norm and the head. A vocabulary times the rows of a window may be more than memory
- * holds, so logits are formed by pieces of LOGITS_BYTES. */
+ * The final norm and the head. */
 #include "calib/model/model_priv.h"
 
-/* Bytes of logits in memory at a time. */
-#define LOGITS_BYTES (INT64_C(64) << 20)
+int64_t model_logit_rows(const struct arch *a, int64_t T, int64_t bytes)
+{
+    const int64_t fit = bytes / (a->vocab * (int64_t)sizeof(float));
+    return fit < 1 ? 1 : fit > T ? T : fit;
+}
 
 static void head_layout(struct head *e, struct carve *c, const struct model_pass *k)
 {
     const int64_t V = k->r->arch->vocab, D = k->r->arch->d_model;
-    const int64_t fit = LOGITS_BYTES / (V * (int64_t)sizeof(float));
     e->w = carve_2d(c, k->r->act, V, D);
     e->norm = carve_1d(c, DT_F32, D);
-    e->logits = carve_2d(c, DT_F32, fit < 1 ? 1 : fit > k->T ? k->T : fit, V);
+    e->logits = carve_2d(c, DT_F32, model_logit_rows(k->r->arch, k->T, LOGITS_BYTES), V);
     e->target = carve_1d(c, DT_I32, k->T);
     e->nll = carve_1d(c, DT_F32, k->T);
 }

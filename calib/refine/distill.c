@@ -9,14 +9,15 @@
 #include "calib/model/model.h"
 #include "kernels/dev_refine.h"
 
-/* Logits that exist at a time, of one of the two models. */
-#define LOGITS_BYTES (INT64_C(48) << 20)
+/* Logits that exist at a time, of one of the two models. Theirs together are no more than 1.5 times
+ * LOGITS_BYTES. Another size changes refined artifacts in their last bits: losses are summed piece
+ * by piece. */
+#define DISTILL_BYTES (INT64_C(48) << 20)
 
 /* Returns the rows of T whose logits exist at a time. */
 static int64_t piece_of(const struct arch *a, int64_t T)
 {
-    const int64_t fit = LOGITS_BYTES / (a->vocab * (int64_t)sizeof(float));
-    return fit < 1 ? 1 : fit > T ? T : fit;
+    return model_logit_rows(a, T, DISTILL_BYTES);
 }
 
 static void layout(struct distiller *x, struct carve *c, enum dtype act, int heads)
