@@ -141,9 +141,9 @@ static void close_calibration(struct calibration *c)
 }
 
 /* Several ranks agree to stop only when all have passed their samples. */
-static enum err step_done(struct calibration *c, enum calib_event_kind kind)
+static enum err step_done(struct calibration *c, enum calib_event_kind kind, double units)
 {
-    c->units_done++;
+    c->units_done = units;
     calib_notify(c, kind, 0);
     return calib_stopped_if(c, !c->share.ranks && calib_stop_asked(c));
 }
@@ -207,7 +207,7 @@ static enum err move_target(struct calibration *c, int64_t b, enum calib_event_k
         TRY(stream_prefetch(calib_target(c, b - 1), i + 1));
         TRY(recon_plain(&c->recon, w, NULL, &out));
         TRY(stream_write(calib_target(c, b), i, out));
-        TRY(step_done(c, kind));
+        TRY(step_done(c, kind, c->units_done + 1));
     }
     return pass_done(c, units);
 }
@@ -223,7 +223,7 @@ static enum err move_quantized(struct calibration *c, enum calib_event_kind kind
         TRY(stream_prefetch(&c->x, i + 1));
         TRY(recon_quantized(&c->recon, &c->fq, &out));
         TRY(stream_write(&c->x, i, out));
-        TRY(step_done(c, kind));
+        TRY(step_done(c, kind, c->units_done + 1));
     }
     return pass_done(c, units);
 }
@@ -295,16 +295,15 @@ static enum err fill_streams(struct calibration *c, int64_t first)
 
 /* --- start values ------------------------------------------------------------------- */
 
-/* Passes this process's samples through the block in full precision, then calls add(), which finds
- * their keys and values in the activations. kv is NULL if another process has the sample. */
+/* Computes keys and values of this process's samples in full precision and calls add(), which finds
+ * them in the activations. kv is NULL if another process has the sample. */
 static enum err scan_kv(struct calibration *c,
                         enum err (*add)(struct calibration *c, const struct block_kv *kv,
                                         void *ctx),
                         void *ctx)
 {
-    const double units = c->units_done + (double)c->s->samples;
+    const double scan = cost_scan_passes(c->arch, c->s->seqlen), units = c->units_done;
     struct block_kv plain = {.spec = c->s->kv, .layer = c->block, .scale = {1, 1}};
-    const struct tensor *out;
     plain.spec.method = KV_TOKEN;
     plain.spec.past_only = true;
     plain.spec.window = 1;
@@ -314,13 +313,13 @@ static enum err scan_kv(struct calibration *c,
         c->sample = i;
         if (own) {
             TRY(read_own(c, i));
-            TRY(recon_plain(&c->recon, &c->fq.wq, &plain, &out));
+            TRY(recon_cache(&c->recon, &c->fq.wq, &plain));
         }
         TRY(add(c, own ? &plain : NULL, ctx));
         if (own)
-            TRY(step_done(c, CALIB_PREPARE));
+            TRY(step_done(c, CALIB_SCAN, units + (double)(i + 1) * scan));
     }
-    return pass_done(c, units);
+    return pass_done(c, units + (double)c->s->samples * scan);
 }
 
 /* Returns the values of the last forward pass. Those for a cache that values can be folded for are
@@ -464,7 +463,7 @@ static enum err add_inputs(struct calibration *c, int64_t i)
         TRY(search_add(&c->search, &c->recon.acts[0], i));
     if (c->gptq.dev)
         TRY(gptq_add(&c->gptq, &c->recon.acts[0]));
-    return reads ? step_done(c, CALIB_PREPARE) : OK;
+    return reads ? step_done(c, CALIB_PREPARE, c->units_done + 1) : OK;
 }
 
 /* Collects the second moments of the projections' inputs, from the full-precision block on

@@ -86,6 +86,7 @@ struct calib_block_stats {
 struct calib_event {
     enum calib_event_kind {
         CALIB_PREPARE, /* a sample passed while streams or start values are prepared */
+        CALIB_SCAN,    /* a sample passed up to its keys and values */
         CALIB_STEP,    /* one training step done */
         CALIB_EVAL,    /* one loss evaluation step */
         CALIB_EPOCH,   /* an epoch ended: its loss */

@@ -89,19 +89,19 @@ struct block_cost cost_of_block(const struct arch *a, const struct calib_setting
     const double samples = (double)s->samples;
     const int64_t chain = cost_reach(a, s->crr_blocks, block) + 1;
     const bool measures = calib_quantizes(s, block);
-    return (struct block_cost){.chain = chain,
-                               .epochs = calib_learns(s, block) ? s->epochs : 0,
-                               .gather = calib_gathers(s, block) * samples,
-                               .ranges = calib_kv_passes(s, block) * samples,
-                               .measure =
-                                   measures ? (double)(chain * calib_eval_samples(s)) : 0,
-                               .epoch = (double)(COST_STEP_PASSES * chain) * samples};
+    return (struct block_cost){
+        .chain = chain,
+        .epochs = calib_learns(s, block) ? s->epochs : 0,
+        .gather = calib_gathers(s, block) * samples,
+        .scan = calib_kv_passes(s, block) * samples * cost_scan_passes(a, s->seqlen),
+        .measure = measures ? (double)(chain * calib_eval_samples(s)) : 0,
+        .epoch = (double)(COST_STEP_PASSES * chain) * samples};
 }
 
 double cost_block_passes(const struct block_cost *c)
 {
     const double epochs = (double)c->epochs;
-    return c->gather + c->ranges + (1 + epochs) * c->measure + epochs * c->epoch;
+    return c->gather + c->scan + (1 + epochs) * c->measure + epochs * c->epoch;
 }
 
 double cost_stream_passes(const struct arch *a, const struct calib_settings *s)
@@ -121,16 +121,26 @@ double cost_attention_flops(const struct arch *a, int64_t T)
     return 2 * (double)T * (double)(T + 1) * (double)(a->n_heads * a->head_dim);
 }
 
+/* Returns the flops of q, k and v, which come before attention. */
+static double qkv_flops(const struct arch *a, int64_t T)
+{
+    return 2 * (double)T * (double)(arch_out(a, LIN_Q) + 2 * arch_out(a, LIN_K)) *
+           (double)a->d_model;
+}
+
+double cost_scan_passes(const struct arch *a, int64_t T)
+{
+    return qkv_flops(a, T) / (cost_linear_flops(a, T) + cost_attention_flops(a, T));
+}
+
 /* Returns the flops of the gradients of a step's projections: of the inputs of those in the n
  * blocks after the one in work, and in it of all but q, k and v; and of its weights. */
 static double linear_gradients(const struct arch *a, const struct calib_settings *s,
                                int64_t block, int64_t n)
 {
     const double linear = cost_linear_flops(a, s->seqlen);
-    const double qkv = 2 * (double)s->seqlen *
-                       (double)(arch_out(a, LIN_Q) + 2 * arch_out(a, LIN_K)) *
-                       (double)a->d_model;
-    return (double)n * linear + (linear - qkv) + weights_learn_in(s, block) * linear;
+    return (double)n * linear + (linear - qkv_flops(a, s->seqlen)) +
+           weights_learn_in(s, block) * linear;
 }
 
 double cost_step_flops(double *attention, const struct arch *a,

@@ -10,7 +10,8 @@
  * n = cost_reach() blocks behind block i in its chain (recon.h), the block takes
  *
  *   gather     S              the inputs of projections, for GPTQ and the search of the clipping
- *   ranges     S or 2 S       the ranges of keys and values, and the search of the smoothing
+ *   scan       S or 2 S       the ranges of keys and values, and the search of the smoothing; each
+ *                             only up to keys and values, so a part of a pass (cost_scan_passes)
  *   measure    (n + 1) E      the loss, at the start and after each epoch
  *   epoch      3 (n + 1) S    the steps of an epoch
  *
@@ -66,13 +67,15 @@ int64_t cost_reach(const struct arch *a, int64_t k, int64_t block);
 struct block_cost {
     int64_t chain;  /* blocks under the loss: n + 1 */
     int64_t epochs; /* 0 where nothing learns */
-    double gather, ranges;
+    double gather, scan;
     double measure, epoch; /* each time */
 };
 struct block_cost cost_of_block(const struct arch *a, const struct calib_settings *s,
                                 int64_t block);
 /* Returns its passes. */
 double cost_block_passes(const struct block_cost *c);
+/* Returns what a sample of T tokens takes up to its keys and values, in passes. */
+double cost_scan_passes(const struct arch *a, int64_t T);
 /* Returns the passes of both streams, wherever a run begins: the quantized one moves to before the
  * last block, the full-precision one to behind it. */
 double cost_stream_passes(const struct arch *a, const struct calib_settings *s);

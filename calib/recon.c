@@ -136,6 +136,12 @@ enum err recon_plain(struct recon *r, const struct block_weights *w,
     return OK;
 }
 
+enum err recon_cache(struct recon *r, const struct block_weights *w,
+                     const struct block_kv *kv)
+{
+    return block_forward_cache(&r->acts[0], r->arch, w, kv, &r->x);
+}
+
 enum err recon_quantized(struct recon *r, struct fakequant *f, const struct tensor **out)
 {
     return recon_plain(r, &f->wq, &f->kv, out);

@@ -50,10 +50,13 @@ enum err recon_full(struct recon *r, const struct block_weights **w,
 
 /* *out (a view into r) = the block of f, as quantized now, applied to r->x. */
 enum err recon_quantized(struct recon *r, struct fakequant *f, const struct tensor **out);
-/* *out = full-precision block w applied to r->x; its keys and values stay in r->acts[0].
- * kv NULL or of 16 bits: no quantized cache. Moves full-precision streams on. */
+/* *out = full-precision block w applied to r->x; its activations stay in r->acts[0]. kv NULL or of
+ * 16 bits: no quantized cache. Moves full-precision streams on. */
 enum err recon_plain(struct recon *r, const struct block_weights *w,
                      const struct block_kv *kv, const struct tensor **out);
+/* Leaves in r->acts[0] the keys and values of full-precision block w for r->x. */
+enum err recon_cache(struct recon *r, const struct block_weights *w,
+                     const struct block_kv *kv);
 
 /* Targets of one sample: stage() sets *t to t_j [T,D] act, valid until its next call. */
 struct recon_targets {

@@ -356,6 +356,6 @@ double calib_units_done(const struct calibration *c)
     const double epoch = (double)c->at.epoch;
     const double in_epoch =
         fmin((double)(c->at.step * c->s->batch) / (double)c->s->samples, 1);
-    return gathered + b.ranges + (c->at.measured + epoch) * b.measure +
+    return gathered + b.scan + (c->at.measured + epoch) * b.measure +
            (epoch + in_epoch) * b.epoch;
 }

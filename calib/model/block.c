@@ -336,15 +336,22 @@ static enum err behind_attention(struct block_acts *x, struct block_scratch *s,
     return add_mlp(x, a, w, kv, out, &y);
 }
 
+enum err block_forward_cache(struct block_acts *acts, const struct arch *a,
+                             const struct block_weights *w, const struct block_kv *kv,
+                             const struct tensor *x)
+{
+    TRY(check_cache(acts, kv));
+    acts->x = *x;
+    TRY(before_attention(acts, a, w, kv));
+    return make_cache(acts, a, w->layer, kv);
+}
+
 enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct arch *a, const struct block_weights *w,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x)
 {
-    TRY(check_cache(acts, kv));
-    acts->x = *x;
-    TRY(before_attention(acts, a, w, kv));
-    TRY(make_cache(acts, a, w->layer, kv));
+    TRY(block_forward_cache(acts, a, w, kv, x));
     TRY(attend(acts, a, w->layer, kv));
     return behind_attention(acts, s, a, w, kv, out);
 }

@@ -111,6 +111,12 @@ enum err block_forward(struct block_acts *acts, struct block_scratch *s,
                        const struct block_kv *kv, const struct tensor *out,
                        const struct tensor *x);
 
+/* Computes only what a cache holds of x [T,D] F32: block_keys() and block_values(), and in kq and
+ * vq what kv makes of them. No backward follows. */
+enum err block_forward_cache(struct block_acts *acts, const struct arch *a,
+                             const struct block_weights *w, const struct block_kv *kv,
+                             const struct tensor *x);
+
 /* A text among the rows of several. Its tokens are the first `past` ones of an earlier text, whose
  * rows begin at `from` and have no past themselves, and then rows [first, first + n) of its own. */
 struct sequence {

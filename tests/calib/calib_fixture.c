@@ -116,7 +116,8 @@ static void event(void *ctx, const struct calib_event *e)
     if (!(e->restored >= 0 && own >= m->last_own - 1e-9 && own <= m->last_own + JUMP))
         m->own_jumped = true;
     m->last_own = own;
-    if (!(e->done >= m->last_done && e->done <= 1 + 1e-9))
+    /* Parts of passes are added up in another order than those of a whole block. */
+    if (!(e->done >= m->last_done - 1e-12 && e->done <= 1 + 1e-9))
         m->done_fell = true;
     m->last_done = e->done;
     m->n_events[e->block][e->kind]++;

@@ -28,7 +28,16 @@ static const struct {
     {WEIGHT_GPTQ, ROUND_LEARNED, INIT_SEARCH, true, 9, 5},
 };
 
-void cost_case_open(struct cost_case *c, int which)
+/* The part of a block's flops that q, k and v are. */
+static double scan_passes(const struct arch *a, double T)
+{
+    const double D = (double)a->d_model, q = (double)(a->n_heads * a->head_dim),
+                 kv = (double)(2 * a->n_kv * a->head_dim);
+    const double qkv = D * (q + kv), rest = q * D + 3 * D * (double)a->d_ff;
+    return 2 * T * qkv / (2 * T * (qkv + rest) + 2 * T * (T + 1) * q);
+}
+
+void cost_case_open(struct cost_case *c, int which, const struct arch *a)
 {
     *c = (struct cost_case){.s = tiny_settings(),
                             .quantized_weights = 9,
@@ -45,6 +54,7 @@ void cost_case_open(struct cost_case *c, int which)
     c->s.kv.mixed = c->kv;
     c->s.kv.learn = cases[which].learn_kv;
     c->s.gptq.damp = 0.01;
+    c->scan = scan_passes(a, (double)c->s.seqlen);
 }
 
 void cost_case_close(struct cost_case *c)
@@ -62,11 +72,13 @@ int64_t cost_chain(const struct cost_case *c, int64_t b)
 
 double seen_forward(const struct memory_io *m, const struct cost_case *c)
 {
-    int64_t n = 0;
+    double n = 0;
     for (int64_t b = 0; b < COST_BLOCKS; b++)
-        n += m->n_events[b][CALIB_PREPARE] + m->n_events[b][CALIB_ADVANCE] +
-             cost_chain(c, b) * m->n_events[b][CALIB_EVAL];
-    return (double)n;
+        n += c->scan * (double)m->n_events[b][CALIB_SCAN];
+    for (int64_t b = 0; b < COST_BLOCKS; b++)
+        n += (double)(m->n_events[b][CALIB_PREPARE] + m->n_events[b][CALIB_ADVANCE] +
+                      cost_chain(c, b) * m->n_events[b][CALIB_EVAL]);
+    return n;
 }
 
 double seen_steps(const struct memory_io *m, const struct cost_case *c)

@@ -15,8 +15,9 @@ struct cost_case {
     struct calib_settings s;
     struct mix *weights, *kv;
     unsigned quantized_weights, weights_learn, kv_learns;
+    double scan; /* passes of a sample up to its keys and values */
 };
-void cost_case_open(struct cost_case *c, int which);
+void cost_case_open(struct cost_case *c, int which, const struct arch *a);
 void cost_case_close(struct cost_case *c);
 
 /* Returns the blocks under the loss of block b. */

@@ -235,7 +235,7 @@ static void test_speedup_is_as_planned(void **state)
     for (int which = 0; which < COST_CASES; which++) {
         struct cost_case c;
         struct memory_io one;
-        cost_case_open(&c, which);
+        cost_case_open(&c, which, &f.arch);
         c.s.samples = 8, c.s.batch = 4, c.s.eval_samples = 0;
         calibrate("cpu", &one, &f, &c.s);
         const double all = seen_forward(&one, &c) + seen_steps(&one, &c);
