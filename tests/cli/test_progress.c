@@ -81,6 +81,30 @@ static void json_lines(void **state)
     unlink(log_file);
 }
 
+/* A scan of keys and values prepares start values. */
+static void every_kind_has_its_name(void **state)
+{
+    static const char *const want[] = {
+        [CALIB_PREPARE] = "prepare", [CALIB_SCAN] = "prepare", [CALIB_STEP] = "step",
+        [CALIB_EVAL] = "eval",       [CALIB_EPOCH] = "epoch",  [CALIB_BLOCK] = "block",
+        [CALIB_ADVANCE] = "advance"};
+    struct progress *p;
+    unlink(log_file);
+    assert_int_equal(progress_open(&p, true, log_file), OK);
+    for (size_t i = 0; i < ARRAY_LEN(want); i++)
+        progress_calib(p, &(struct calib_event){.kind = (enum calib_event_kind)i});
+    progress_close(&p);
+
+    json_t *lines = read_lines();
+    assert_int_equal(json_array_size(lines), ARRAY_LEN(want));
+    for (size_t i = 0; i < ARRAY_LEN(want); i++) {
+        const json_t *name = json_object_get(json_array_get(lines, i), "event");
+        assert_string_equal(json_string_value(name), want[i]);
+    }
+    json_decref(lines);
+    unlink(log_file);
+}
+
 /* Returns the seconds left that an event's line has. */
 static double eta_of(json_t *lines, size_t i)
 {
@@ -136,6 +160,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(times),
         cmocka_unit_test(json_lines),
+        cmocka_unit_test(every_kind_has_its_name),
         cmocka_unit_test(restored_work_takes_no_time),
         cmocka_unit_test(unwritable_log_is_refused),
     };

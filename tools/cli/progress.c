@@ -199,8 +199,10 @@ enum err progress_write(void *ctx, double share)
 
 static const char *event_name(const struct calib_event *e)
 {
-    static const char *const name[] = {"prepare", "step",  "eval",
-                                       "epoch",   "block", "advance"};
+    static const char *const name[] = {
+        [CALIB_PREPARE] = "prepare", [CALIB_SCAN] = "prepare", [CALIB_STEP] = "step",
+        [CALIB_EVAL] = "eval",       [CALIB_EPOCH] = "epoch",  [CALIB_BLOCK] = "block",
+        [CALIB_ADVANCE] = "advance"};
     return (size_t)e->kind < ARRAY_LEN(name) ? name[e->kind] : "?";
 }
 
@@ -280,8 +282,11 @@ static void say_block(const struct calib_event *e)
 
 static void say_step(struct progress *p, const struct calib_event *e, double eta)
 {
-    static const char *const doing[] = {"preparing", "training",       "measuring",
-                                        "measuring", "block finished", "moving on"};
+    static const char *const doing[] = {
+        [CALIB_PREPARE] = "preparing", [CALIB_SCAN] = "preparing",
+        [CALIB_STEP] = "training",     [CALIB_EVAL] = "measuring",
+        [CALIB_EPOCH] = "measuring",   [CALIB_BLOCK] = "block finished",
+        [CALIB_ADVANCE] = "moving on"};
     const int64_t sample = e->sample < e->samples ? e->sample + 1 : e->samples;
     const bool has_loss = e->kind == CALIB_STEP || e->kind == CALIB_EVAL;
     char line[240], left[32], loss[40] = "";
