@@ -283,6 +283,95 @@ def test_order_of_the_file(f):
     assert "<title>model: the order</title>" in text
 
 
+RUNS = """
+base: {calibration.seqlen: 64, weights.group_size: 12}
+cells:
+  - {name: fp, set: {weights.bits: 16, kv.bits: 16}}
+  - {name: rtn, set: {weights.method: rtn, weights.bits: 4, kv.bits: 16}}
+claims: [{claim: no loss, better: fp, than: rtn, by: perplexity}]
+eval: {data: eval.txt, windows: 4, ctx: 64}
+"""
+
+
+def pairs(text):
+    """Returns name and perplexity of each line of a sweep's table."""
+    return {line[:32].strip(): line[32:].split()[0] for line in text.splitlines()[1:]}
+
+
+def check_run(f, done, rows, base):
+    """Table, page, claim and finding are of these results alone."""
+    want = {n: f"{r['ppl']:.4f}" for n, r in rows.items()}
+    assert pairs(done.stdout) == want and len(done.stdout.splitlines()) == 3, done.stdout
+    _, page, _ = report(f, out="runs")
+    assert {n: c["Perplexity"] for n, c in page.table("Settings").items()} == want, page.table("Settings")
+    d = [a - b for a, b in zip(*(r["window_nll"] for r in rows.values()), strict=True)]
+    (row,) = next(t for t in page.tables if t[0][0] == "Claim")[1:]
+    assert row[2] == f"{statistics.mean(d):+.5f}", (row, d)
+    said = f"{rows['rtn']['ppl']:.3f}, against {rows[base]['ppl']:.3f} in full precision"
+    assert said in "".join(page.words), (said, "".join(page.words)[:500])
+    return page
+
+
+def test_runs_of_other_cells(f):
+    """What earlier runs left in the directory is listed apart, whatever made its cells others."""
+    f.reference()
+    (f.path / "runs.yaml").write_text(RUNS)
+    seen = {}
+    for i, more in enumerate(([], ["--eval", "text.txt", "--windows", "3"], ["--set", "weights.group_size=6"])):
+        done = f.run(f.command("runs", *more, file="runs.yaml"))
+        now = [r for r in f.rows("runs") if r["hash"] not in seen]
+        page = check_run(f, done, {r["name"]: r for r in now}, "fp")
+        assert ("also has" in done.stderr) == (i > 0) and (f"has {2 * i} results of earlier runs" in done.stderr) == (i > 0)
+        if i:
+            (old,) = [t for t in page.tables if "Ended" in t[0]]
+            assert sorted(r[1] for r in old[1:]) == sorted(f"{r['ppl']:.4f}" for r in seen.values()), old
+        seen |= {r["hash"]: r for r in now}
+    # the first run again: nothing is computed, and its results are those of the page
+    done = f.run(f.command("runs", file="runs.yaml"))
+    assert "cell 1 of" not in done.stderr, done.stderr
+    check_run(f, done, {r["name"]: r for r in list(seen.values())[:2]}, "fp")
+    # another name for a result that is there
+    (f.path / "runs.yaml").write_text(RUNS.replace("fp", "full precision"))
+    done = f.run(f.command("runs", file="runs.yaml"))
+    assert "cell 1 of" not in done.stderr and "full precision  " in done.stdout and "fp" not in done.stdout, done.stdout
+    rows = dict(zip(("full precision", "rtn"), seen.values()))
+    check_run(f, done, rows, "full precision")
+    assert "Difference to full precision" in "".join(report(f, "--base", "full precision", out="runs")[1].words)
+    # no cell of the latest run is done
+    about = json.loads((f.path / "runs/sweep.json").read_text())
+    about["cells"] = [c | {"hash": "0", "spec": "0"} for c in about["cells"]]
+    (f.path / "runs/sweep.json").write_text(json.dumps(about))
+    assert "no results of the latest run yet, only 6 of earlier ones" in f.run([f.wkvq, "report", "runs"], want=2).stderr
+
+
+def test_a_twin_in_claims(f):
+    """Both names of one result are on the page, and claims about either are judged."""
+    (f.path / "named.yaml").write_text(test_sweep.TWINS + "claims: [{claim: bits help, better: B, than: C}, {claim: A too, better: A, than: C}]\n")
+    f.run(f.command("named", file="named.yaml"))
+    (f.path / "named/results.jsonl").write_text("".join(json.dumps(r | {"seconds": 30}) + "\n" for r in f.rows("named")))
+    _, page, _ = report(f, "--base", "B", out="named")
+    assert list(page.table("Settings")) == ["A", "B", "C"] and page.table("Settings")["B"]["Settings"] == "weights.bits=8"
+    (_, first, second) = next(t for t in page.tables if t[0][0] == "Claim")
+    assert first[1:] == second[1:] and first[2] != "\u2013", (first, second)
+    assert "; 3 cells took 60 s" in "".join(page.words), "one result is counted twice"
+
+
+def test_another_checkpoint(f):
+    """Cells of different checkpoints are not compared, in a list whose record has no hashes."""
+    base = f.reference()["full method"]["identity"]
+    other = {"identity": base | {"checkpoint": {"crc32": "0", "bytes": 1}}}
+    rows = [{"name": "full", "weight_bits": 16, "kv_bits": 16} | losses(2.0, 2.1) | measured({"piqa": [1, 0]}, {}, (2, 2)) | other,
+            {"name": "low"} | losses(2.1, 2.2) | measured({"piqa": [0, 1]}, {}, (2, 2))]
+    claims = [claim(by, "low", "full", by=by) for by in ("perplexity", "zeroshot", "memory")]
+    synthetic(f, "models", rows, {"cells": ["full", "low"], "claims": claims})
+    _, page, _ = report(f, out="models")
+    words = "".join(page.words)
+    assert "low has a perplexity of 8.585." in words and "in full precision" not in words, words[:400]
+    table = next(t for t in page.tables if t[0][0] == "Claim")[1:]
+    assert [row[1:3] for row in table] == [["not measured", "\u2013"]] * 3, table
+    assert page.table("Verdict", "nats")["low"]["nats"] == "\u2013"
+
+
 def test_differences_are_paired(f):
     rows = f.reference()
     for base in ("full method", "plain"):

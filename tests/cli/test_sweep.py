@@ -110,7 +110,8 @@ def test_what_was_run(f):
     about = json.loads((f.path / "reference/sweep.json").read_text())
     # the parser moves operands behind options
     assert sorted(shlex.split(about["command"])) == sorted(["wkvq", *f.command("reference")[1:]]), about
-    assert about["cells"] == ["full method", EVIL, "plain"] and "title" not in about, about
+    want = [{key: row[key] for key in ("name", "hash", "spec", "set")} for row in f.reference().values()]
+    assert about["cells"] == want and "title" not in about, about
 
 
 def test_memory_from_shapes(f):
@@ -472,6 +473,39 @@ def test_claims_of_a_file(f):
         done = f.run(f.command("refused", file="claims.yaml"), want=2)
         assert f"claims.yaml: line {line}" in done.stderr and why in done.stderr, (bad, done.stderr)
     assert not (f.path / "refused").exists()
+
+
+TWINS = SWEEP[:SWEEP.index("cells:")].replace("crr.blocks: 1", "weights: {bits: 8, method: rtn}\n  kv.bits: 16") + """cells:
+  - {name: A}
+  - {name: B, set: {weights.bits: 8}}
+  - {name: C, set: {weights.bits: 3}}
+eval: {data: eval.txt, windows: 4, ctx: 64}
+"""
+
+
+def status(f, out, file):
+    return [c["status"] for c in json.loads(f.run(f.command(out, "--plan", "--json", file=file)).stdout)]
+
+
+def test_the_record_of_single_cells(f):
+    """Tasks keep the record of a run of the same cells, with its command, and replace that of another."""
+    (f.path / "twins.yaml").write_text(TWINS)
+    read = lambda: json.loads((f.path / "record/sweep.json").read_text())
+    f.run(f.command("record", "--cell", "1", file="twins.yaml"))
+    first = read()
+    f.run(f.command("record", "--cell", "3", file="twins.yaml"))
+    assert read() == first and "--cell 1" in first["command"], first
+    # another machine may resolve run.compute otherwise, so that its hash is another
+    changed = {**first, "cells": [{**c, "hash": "0" * 16} for c in first["cells"]]}
+    (f.path / "record/sweep.json").write_text(json.dumps(changed))
+    f.run(f.command("record", "--cell", "3", file="twins.yaml"))
+    assert read() == changed
+    assert f.run([f.wkvq, "report", "record", "-o", "r.html"]) and "<h2>Earlier" not in (f.path / "r.html").read_text()
+    f.run(f.command("record", "--cell", "3", "--set", "weights.group_size=6", file="twins.yaml"))
+    assert [c["name"] for c in read()["cells"]] == ["A", "B", "C"] and read()["cells"][2]["hash"] != first["cells"][2]["hash"]
+    (f.path / "record/sweep.json").write_text("{")
+    f.run(f.command("record", "--cell", "3", file="twins.yaml"))
+    assert read()["cells"] == first["cells"]
 
 
 def test_a_failing_cell_does_not_stop_the_others(f):

@@ -3,6 +3,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/cli/choices.h"
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
@@ -100,13 +101,13 @@ static void print_row(const json_t *row)
         printf(" %9s\n", "simulated");
 }
 
-static void print_table(const struct sweep *s)
+static void print_table(const json_t *rows)
 {
     size_t i;
     json_t *row;
     printf("%-32s %10s    %-8s %7s %7s %9s\n", "cell", "perplexity", "stderr", "W bits",
            "KV bits", "MB");
-    json_array_foreach(s->results, i, row) print_row(row);
+    json_array_foreach(rows, i, row) print_row(row);
 }
 
 static void print_figure(const struct sweep_columns *c, int i, const json_t *row)
@@ -121,18 +122,18 @@ static void print_figure(const struct sweep_columns *c, int i, const json_t *row
 }
 
 /* Prints accuracies and scores in percent. */
-static enum err print_measures(const struct sweep *s)
+static enum err print_measures(const json_t *rows)
 {
     size_t i;
     json_t *row;
     struct sweep_columns c;
-    const enum err err = sweep_columns_of(&c, s->results);
+    const enum err err = sweep_columns_of(&c, rows);
     if (!err && c.n) {
         printf("\n%-32s", "cell");
         for (int k = 0; k < c.n; k++)
             printf("  %s", c.item[k].head);
         printf("\n");
-        json_array_foreach(s->results, i, row)
+        json_array_foreach(rows, i, row)
         {
             printf("%-32s", json_string_value(json_object_get(row, "name")));
             for (int k = 0; k < c.n; k++)
@@ -144,17 +145,29 @@ static enum err print_measures(const struct sweep *s)
     return err;
 }
 
-static enum err print_json(const struct sweep *s)
-{
-    return json_print(s->results, JSON_COMPACT | JSON_REAL_PRECISION(9));
-}
-
-static enum err print_results(const struct sweep *s, const struct args *a)
+static enum err print_rows(const json_t *rows, const struct args *a)
 {
     if (a->json)
-        return print_json(s);
-    print_table(s);
-    return print_measures(s);
+        return json_print(rows, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    print_table(rows);
+    return print_measures(rows);
+}
+
+/* Prints the results of this run's cells. OUT may have those of others. */
+static enum err print_results(const struct sweep *s, const struct args *a)
+{
+    json_t *now, *earlier, *cells = sweep_record_cells(s);
+    enum err err = sweep_record_split(&now, &earlier, cells, s->results);
+    const size_t n = json_array_size(earlier);
+    if (!err)
+        err = print_rows(now, a);
+    if (!err && n)
+        log_info("%s also has %zu result%s of earlier runs, which are not listed here",
+                 s->out_dir, n, plural((int64_t)n));
+    json_decref(now);
+    json_decref(earlier);
+    json_decref(cells);
+    return err;
 }
 
 /* Writes OUT/report.html. */

@@ -31,15 +31,20 @@ struct report_row {
 
 struct report {
     json_t *list;
-    json_t *about;                /* sweep.json, an object; NULL: there is none */
-    struct sweep_columns columns; /* of the further texts and tasks */
-    struct report_row *row;       /* [n] in the order of the sweep's file */
+    json_t *about; /* sweep.json, an object; NULL: there is none */
+    json_t *now,
+        *earlier; /* of list: the latest run's cells (sweep_record_split), others */
+    struct sweep_columns columns; /* of the further texts and tasks of now */
+    struct report_row *row;       /* [n] of now, in the order of the sweep's file */
     int n, base;                  /* index of the reference cell */
+    struct report_row *old; /* [n_old] of earlier runs, which are compared with nothing */
+    int n_old;
 };
 
 /* Reads a sweep's directory. base: name of the reference cell; NULL: the first. Call
  * report_close() whatever the result. ERR_FORMAT for rows that lack figures, ERR_NOT_FOUND
- * for an unknown base, and the errors of reading results. */
+ * for an unknown base, ERR_USAGE without a result of the latest run, and the errors of reading
+ * results. */
 enum err report_open(struct report *r, const char *dir, const char *base);
 void report_close(struct report *r);
 
@@ -50,10 +55,14 @@ int64_t report_figures(const struct report_row *row, const char *array);
 const char *report_text(const json_t *o, const char *path);
 /* Returns whether the cell's weights or cache are quantized. */
 bool report_quantized(const struct report_row *row);
-/* Returns the cell in full precision, or NULL. */
-const struct report_row *report_full_precision(const struct report *r);
-/* Returns the loss of a minus that of b in nats, paired over windows; NAN if they were not
- * evaluated on the same windows. */
+/* Returns the first cell in full precision that is of the checkpoint of `like` and was evaluated
+ * as it was; NULL: there is none. */
+const struct report_row *report_full_precision(const struct report *r,
+                                               const struct report_row *like);
+/* Returns whether two cells are of the same checkpoint. */
+bool report_same_model(const struct report_row *a, const struct report_row *b);
+/* Returns the loss of a minus that of b in nats, paired over windows; NAN if they are of different
+ * checkpoints or were not evaluated on the same windows. */
 struct estimate report_difference(const struct report_row *a, const struct report_row *b);
 /* By what two cells are compared. */
 struct report_measure {
@@ -71,7 +80,8 @@ struct report_measure {
  *   REPORT_MEMORY     bytes of weights and of the cache of one text of ctx tokens, counted
  *                     from shapes; the error is 0
  *
- * NAN if a cell lacks the measure, or was asked something else. ERR_MEMORY. */
+ * NAN if a cell lacks the measure, was asked something else, or is of another checkpoint.
+ * ERR_MEMORY. */
 enum err report_compare(struct estimate *out, const struct report *r,
                         const struct report_measure *m, const struct report_row *a,
                         const struct report_row *b, const struct report_row *c);
@@ -103,6 +113,8 @@ void report_results(FILE *f, const struct report *r);
 enum err report_measures(FILE *f, const struct report *r);
 void report_differences(FILE *f, const struct report *r);
 void report_commands(FILE *f, const struct report *r);
+/* Writes a folded table of the results of earlier runs; nothing without. */
+void report_earlier(FILE *f, const struct report *r);
 
 /* Write pictures by gnuplot; an empty picture is omitted. */
 enum err report_sizes(FILE *f, const struct report *r);

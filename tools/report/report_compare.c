@@ -106,7 +106,8 @@ double report_compare_exactly(const struct report *r, const struct report_measur
                  *y = name ? sweep_measure_of(b->json, "zeroshot", name) : NULL;
     const json_t *right = json_object_get(x, "right"), *of_b = json_object_get(y, "right");
     const size_t n = json_array_size(right);
-    if (!report_same_question(x, y) || !n || json_array_size(of_b) != n)
+    if (!report_same_model(a, b) || !report_same_question(x, y) || !n ||
+        json_array_size(of_b) != n)
         return NAN;
     for (size_t i = 0; i < n; i++) {
         only_a += number(right, i) > number(of_b, i);
@@ -140,6 +141,9 @@ enum err report_compare(struct estimate *out, const struct report *r,
                         const struct report_row *b, const struct report_row *c)
 {
     const struct trio t = {a, b, c ? c : b};
+    *out = NOTHING;
+    if (!report_same_model(a, b) || !report_same_model(a, t.c))
+        return OK;
     switch (m->kind) {
     case REPORT_ZEROSHOT:
         return pair_sets(out, r, &t, "zeroshot", "acc", "right", 100);

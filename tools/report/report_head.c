@@ -116,8 +116,8 @@ static void put_equals(FILE *f, const struct report *r, const struct report_row 
 void report_finding(FILE *f, const struct report *r)
 {
     int n;
-    const struct report_row *full = report_full_precision(r);
     const struct report_row *best = best_of(&n, r);
+    const struct report_row *full = best ? report_full_precision(r, best) : NULL;
     if (!best)
         return;
     fputs("<p class=\"finding\">", f);
@@ -233,6 +233,16 @@ static void version_text(char *out, size_t n, const struct report_row *row)
         snprintf(out, n, "wkvq %s", version);
 }
 
+/* Returns whether an earlier row has the same result: that of a cell of the same configuration. */
+static bool is_twin(const struct report *r, int i)
+{
+    const json_t *identity = json_object_get(r->row[i].json, "identity");
+    for (int k = 0; k < i; k++)
+        if (json_object_get(r->row[k].json, "identity") == identity)
+            return true;
+    return false;
+}
+
 /* Writes the days on which the first and the last cell ended. */
 static void put_dates(FILE *f, const struct report *r)
 {
@@ -240,7 +250,7 @@ static void put_dates(FILE *f, const struct report *r)
     double seconds = 0;
     for (int i = 0; i < r->n; i++) {
         const char *when = report_text(r->row[i].json, "run.finished");
-        seconds += r->row[i].seconds;
+        seconds += is_twin(r, i) ? 0 : r->row[i].seconds;
         if (!when || strlen(when) < DATE_BYTES)
             continue;
         first = !first || strcmp(when, first) < 0 ? when : first;

@@ -46,6 +46,7 @@ static enum err put_page(FILE *f, const struct report *r, const char *title)
     TRY(report_measures(f, r));
     TRY(put_pictures(f, r, plots));
     report_commands(f, r);
+    report_earlier(f, r);
     html_end(f);
     return OK;
 }

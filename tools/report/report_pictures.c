@@ -159,7 +159,7 @@ static int count_points(const struct sizes *s, const struct report *r, bool fron
 
 static void put_script(struct plot *p, const struct sizes *s, const struct report *r)
 {
-    const struct report_row *full = report_full_precision(r);
+    const struct report_row *full = report_full_precision(r, &r->row[r->base]);
     FILE *f = p->script;
     put_points(p, "front", s, r, true);
     put_points(p, "rest", s, r, false);
@@ -221,7 +221,7 @@ static const struct report_row *next_of_front(const struct sizes *s, const struc
 static enum err add_lines(struct points *l, const struct plot *p, const struct sizes *s,
                           const struct report *r)
 {
-    const struct report_row *full = report_full_precision(r);
+    const struct report_row *full = report_full_precision(r, &r->row[r->base]);
     const struct report_row *a = next_of_front(s, r, NULL), *b;
     for (; a && (b = next_of_front(s, r, a)); a = b)
         TRY(add_line(l, plot_x(p, size_of(s, a)), plot_y(p, height_of(p, a)),

@@ -44,14 +44,6 @@ bool report_quantized(const struct report_row *row)
            (json_is_integer(bits) && json_integer_value(bits) < 16);
 }
 
-const struct report_row *report_full_precision(const struct report *r)
-{
-    for (int i = 0; i < r->n; i++)
-        if (!report_quantized(&r->row[i]))
-            return &r->row[i];
-    return NULL;
-}
-
 /* Figures that later versions added. The bytes of a cell that is only simulated are counted
  * from its shapes. */
 static enum err read_sizes(struct report_row *r, const json_t *o, const char *where)
@@ -110,12 +102,31 @@ static enum err read_row(struct report_row *r, const json_t *o, const char *wher
     return OK;
 }
 
-/* Returns whether two rows were evaluated on the same text and windows. */
+static const json_t *identity_of(const struct report_row *row, const char *part)
+{
+    return json_object_get(json_object_get(row->json, "identity"), part);
+}
+
+bool report_same_model(const struct report_row *a, const struct report_row *b)
+{
+    const json_t *x = identity_of(a, "checkpoint"), *y = identity_of(b, "checkpoint");
+    return x == y || json_equal(x, y);
+}
+
+/* Returns whether two rows are of one checkpoint, evaluated on the same text and windows. */
 static bool comparable(const struct report_row *a, const struct report_row *b)
 {
-    const json_t *x = json_object_get(json_object_get(a->json, "identity"), "eval");
-    const json_t *y = json_object_get(json_object_get(b->json, "identity"), "eval");
-    return a->windows == b->windows && x && y && json_equal(x, y);
+    const json_t *x = identity_of(a, "eval"), *y = identity_of(b, "eval");
+    return report_same_model(a, b) && a->windows == b->windows && json_equal(x, y);
+}
+
+const struct report_row *report_full_precision(const struct report *r,
+                                               const struct report_row *like)
+{
+    for (int i = 0; i < r->n; i++)
+        if (!report_quantized(&r->row[i]) && comparable(&r->row[i], like))
+            return &r->row[i];
+    return NULL;
 }
 
 struct estimate report_difference(const struct report_row *a, const struct report_row *b)
@@ -142,7 +153,8 @@ static size_t place(const json_t *names, const struct report_row *row)
     return i;
 }
 
-/* Sorts the rows into the order of the sweep's file, since cells may run side by side. */
+/* Sorts the rows into the order of the sweep's file, since cells may run side by side. Those of a
+ * list with hashes have it already. */
 static void sort_rows(struct report *r)
 {
     const json_t *names = json_object_get(r->about, "cells");
@@ -167,21 +179,44 @@ static enum err find_base(struct report *r, const char *base, const char *dir)
     return OK;
 }
 
-enum err report_open(struct report *r, const char *dir, const char *base)
+/* *row [*n] is to be freed after an error as well. */
+static enum err read_rows(struct report_row **row, int *n, const json_t *list,
+                          const char *dir)
 {
     char where[512];
-    *r = (struct report){0};
-    TRY(sweep_results_read(&r->list, dir));
-    const size_t n = json_array_size(r->list);
-    FAIL_IF(!n, ERR_USAGE, "%s: no results yet", dir);
-    TRY(mem_calloc(&r->row, n, sizeof(*r->row)));
-    for (size_t i = 0; i < n; i++) {
-        snprintf(where, sizeof(where), "%.400s/results.jsonl: result %zu", dir, i + 1);
-        r->n++;
-        TRY(read_row(&r->row[i], json_array_get(r->list, i), where));
+    const size_t rows = json_array_size(list);
+    TRY(mem_calloc(row, rows, sizeof(**row)));
+    for (size_t i = 0; i < rows; i++) {
+        const json_t *o = json_array_get(list, i);
+        snprintf(where, sizeof(where), "%.300s/results.jsonl: cell '%.150s'", dir,
+                 json_member_text(o, "name"));
+        ++*n;
+        TRY(read_row(&(*row)[i], o, where));
     }
+    return OK;
+}
+
+/* Reads the results, and which of them are of the latest run. */
+static enum err read_lists(struct report *r, const char *dir)
+{
+    TRY(sweep_results_read(&r->list, dir));
+    FAIL_IF(!json_array_size(r->list), ERR_USAGE, "%s: no results yet", dir);
     TRY(sweep_record_read(&r->about, dir));
-    TRY(sweep_columns_of(&r->columns, r->list));
+    TRY(sweep_record_split(&r->now, &r->earlier, json_object_get(r->about, "cells"),
+                           r->list));
+    FAIL_IF(!json_array_size(r->now), ERR_USAGE,
+            "%s: no results of the latest run yet, only %zu of earlier ones", dir,
+            json_array_size(r->earlier));
+    return OK;
+}
+
+enum err report_open(struct report *r, const char *dir, const char *base)
+{
+    *r = (struct report){0};
+    TRY(read_lists(r, dir));
+    TRY(read_rows(&r->row, &r->n, r->now, dir));
+    TRY(read_rows(&r->old, &r->n_old, r->earlier, dir));
+    TRY(sweep_columns_of(&r->columns, r->now));
     sort_rows(r);
     TRY(find_base(r, base, dir));
     for (int i = 0; i < r->n; i++)
@@ -193,8 +228,13 @@ void report_close(struct report *r)
 {
     for (int i = 0; i < r->n; i++)
         mem_free(r->row[i].nll);
+    for (int i = 0; i < r->n_old; i++)
+        mem_free(r->old[i].nll);
     mem_free(r->row);
+    mem_free(r->old);
     sweep_columns_free(&r->columns);
+    json_decref(r->now);
+    json_decref(r->earlier);
     json_decref(r->list);
     json_decref(r->about);
     *r = (struct report){0};

@@ -130,3 +130,41 @@ void report_commands(FILE *f, const struct report *r)
     }
     html_fold_end(f);
 }
+
+static void put_earlier(FILE *f, const struct report_row *row)
+{
+    const char *finished = report_text(row->json, "run.finished");
+    const json_t *ctx = json_object_get(row->json, "ctx");
+    fputs("<tr>", f);
+    html_row_name(f, row->name);
+    html_number(f, 4, row->ppl);
+    html_number(f, 4, row->ppl_stderr);
+    html_number(f, 0, (double)row->windows);
+    html_number(f, 0, json_is_number(ctx) ? json_number_value(ctx) : NAN);
+    html_number(f, 3, row->weight_bits);
+    html_number(f, 3, row->kv_bits);
+    html_cell(f, finished ? finished : "\xe2\x80\x93");
+    put_set(f, row);
+    fputs("</tr>\n", f);
+}
+
+void report_earlier(FILE *f, const struct report *r)
+{
+    if (!r->n_old)
+        return;
+    fputs("<h2>Earlier runs</h2>\n", f);
+    html_fold(f, "Results that the directory has of earlier runs");
+    fputs(
+        "<p class=\"soft\">The latest run has no cells with this configuration, checkpoint, "
+        "texts and evaluation. So nothing above is about them, and their figures may not be "
+        "comparable with those above or with each other.</p>\n",
+        f);
+    html_table(
+        f, "Earlier runs",
+        "<Cell|Perplexity|&plusmn;|Windows|Tokens each|Weight bits|Cache bits|<Ended|"
+        "<Set in the cell");
+    for (int i = 0; i < r->n_old; i++)
+        put_earlier(f, &r->old[i]);
+    html_table_end(f);
+    html_fold_end(f);
+}

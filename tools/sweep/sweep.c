@@ -183,6 +183,18 @@ static void hash_name(char out[SWEEP_HASH_MAX], const json_t *identity)
     free(text);
 }
 
+/* The machine decides what run.compute is resolved to, so another one may give the cell another
+ * identity. */
+static void hash_spec(struct sweep_run *run)
+{
+    json_t *spec = json_deep_copy(run->identity);
+    json_t *own = json_object_get(json_object_get(spec, "config"), "run");
+    json_object_set_new(own, "compute",
+                        json_string(opt_choice_name(CHOICES_COMPUTE, run->recipe.compute)));
+    hash_name(run->spec, spec);
+    json_decref(spec);
+}
+
 /* Adds what decides which windows are drawn from which of the texts. */
 static void add_shares(struct sweep_run *run, struct texts *t)
 {
@@ -213,6 +225,7 @@ static enum err identify(struct sweep_run *run, const struct sweep *s)
         opt_choice_name(CHOICES_COMPUTE, (int)run->eval_compute));
     if (run->text >= 0 && recipe_files_shared(&run->recipe.data))
         add_shares(run, &s->text[run->text].texts);
+    hash_spec(run);
     FAIL_IF(!run->identity || json_out_of_memory(), ERR_MEMORY,
             "out of memory for a cell's identity");
     hash_name(run->hash, run->identity);

@@ -108,6 +108,8 @@ struct sweep_run {
     int text, eval_text;
     json_t *identity;
     char hash[SWEEP_HASH_MAX];
+    char spec[SWEEP_HASH_MAX]; /* that of the identity with run.compute as configured, which
+                                * all machines share */
     struct sweep_asked *asked; /* [n_asked], owned */
     int n_asked;
     char *command; /* shell commands that reproduce the cell, owned */

@@ -177,14 +177,6 @@ static enum err open_evaluated(struct eval *e, const struct cell *c)
     return job_open_device(j);
 }
 
-static json_t *overrides(const struct set_list *set)
-{
-    json_t *list = json_array();
-    for (int i = 0; list && i < set->n; i++)
-        json_array_append_new(list, json_string(set->item[i]));
-    return list;
-}
-
 /* Returns the figures that only an artifact has. */
 static enum err add_artifact(json_t *o, const struct cell *c)
 {
@@ -220,15 +212,16 @@ static enum err result_json(json_t **out, struct cell *c)
     const struct eval_result *r = &c->eval;
     const struct sweep_cell *cell = &c->s->plan.cell[c->run - c->s->run];
     json_t *o = json_pack(
-        "{s:s, s:I, s:s, s:o, s:O, s:s, s:f, s:o, s:f, s:I, s:I, s:I, s:o, s:O, s:f, s:f, "
-        "s:f, s:f, s:o, s:o, s:o}",
+        "{s:s, s:I, s:s, s:s, s:o, s:O, s:s, s:f, s:o, s:f, s:I, s:I, s:I, s:o, s:O, s:f, "
+        "s:f, s:f, s:f, s:o, s:o, s:o}",
         "name", cell->name, "cell", (json_int_t)(c->run - c->s->run) + 1, "hash",
-        c->run->hash, "set", overrides(&cell->set), "identity", c->run->identity, "command",
-        c->run->command, "ppl", r->ppl, "stderr", json_finite(r->ppl_stderr), "nll", r->nll,
-        "tokens", (json_int_t)r->tokens, "windows", (json_int_t)r->windows, "ctx",
-        (json_int_t)c->s->eval_ctx, "window_nll", json_reals(c->nll, r->windows), "blocks",
-        c->blocks, "seconds", clock_s() - c->start, "calibrate_seconds", c->calibrate_s,
-        "weight_bits", shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
+        c->run->hash, "spec", c->run->spec, "set", sweep_record_set(&cell->set), "identity",
+        c->run->identity, "command", c->run->command, "ppl", r->ppl, "stderr",
+        json_finite(r->ppl_stderr), "nll", r->nll, "tokens", (json_int_t)r->tokens,
+        "windows", (json_int_t)r->windows, "ctx", (json_int_t)c->s->eval_ctx, "window_nll",
+        json_reals(c->nll, r->windows), "blocks", c->blocks, "seconds",
+        clock_s() - c->start, "calibrate_seconds", c->calibrate_s, "weight_bits",
+        shape_weight_bits(&c->s->arch, &c->weights), "kv_bits",
         kv_mean_bits(&c->s->arch, &c->kv), "bytes",
         c->way == SWEEP_PLAIN ? json_integer((json_int_t)c->s->model_bytes) : json_null(),
         "memory", memory_json(c), "run", sweep_record_cell(c->s, c->run));
