@@ -487,6 +487,27 @@ def status(f, out, file):
     return [c["status"] for c in json.loads(f.run(f.command(out, "--plan", "--json", file=file)).stdout)]
 
 
+def test_twins(f):
+    """A cell of the same configuration as an earlier one has its status and its result, under its own name."""
+    (f.path / "twins.yaml").write_text(TWINS)
+    plan = f.run(f.command("twins", "--plan", file="twins.yaml"))
+    assert "cell 'B' has the same configuration as 'A' and shares its result" in plan.stderr, plan.stderr
+    assert status(f, "twins", "twins.yaml") == ["to do"] * 3
+    listed = f.run(f.command("twins", "--print-cells", file="twins.yaml")).stdout.splitlines()
+    assert [line.split("\t")[::2] for line in listed] == [["1", "A"], ["3", "C"]], listed
+    done = f.run(f.command("twins", "--cell", "2", file="twins.yaml"))
+    assert "its result is that of cell 1" in done.stderr and "is done" not in done.stderr, done.stderr
+    assert status(f, "twins", "twins.yaml") == ["to do"] * 3
+    f.run(f.command("twins", "--cell", "1", file="twins.yaml"))
+    assert status(f, "twins", "twins.yaml") == ["done", "done", "to do"]
+    done = f.run(f.command("twins", "--json", file="twins.yaml"))
+    rows = json.loads(done.stdout)
+    assert [(r["cell"], r["name"], r["set"]) for r in rows] == [
+        (1, "A", []), (2, "B", ["weights.bits=8"]), (3, "C", ["weights.bits=3"])], rows
+    assert rows[0]["window_nll"] == rows[1]["window_nll"] != rows[2]["window_nll"] and len(f.rows("twins")) == 2
+    assert f.run(f.command("twins", "--print-cells", file="twins.yaml")).stdout == ""
+
+
 def test_the_record_of_single_cells(f):
     """Tasks keep the record of a run of the same cells, with its command, and replace that of another."""
     (f.path / "twins.yaml").write_text(TWINS)

@@ -69,10 +69,10 @@ static const struct opt options[] = {
      .help = "Print the cells and how far each of them is, and stop"},
     {OPT_HEADING, .help = "Batch systems:"},
     {OPT_MAYBE, .name = "slurm", .arg = "SBATCH_OPTIONS", .offset = offsetof(struct args, slurm),
-     .help = "Submit the cells that are not done as one array job of Slurm, and stop. "
+     .help = "Submit the cells that are to be run as one array job of Slurm, and stop. "
              "SBATCH_OPTIONS are separated by blanks, as in --slurm=\"--mem=64G --time=8:00:00\""},
     {OPT_FLAG, .name = "print-cells", .offset = offsetof(struct args, print_cells),
-     .help = "Print number, hash and name of the cells that are not done, for --cell, and stop"},
+     .help = "Print number, hash and name of the cells that are to be run, for --cell, and stop"},
     {OPT_INT, .name = "cell", .arg = "N", .offset = offsetof(struct args, cell), .value = "0",
      .lo = 0, .hi = SWEEP_CELLS_MAX,
      .help = "Run cell N alone; others may run at the same time, also on other machines. "

@@ -266,22 +266,38 @@ static enum err prepare_cell(struct sweep *s, int i, bool *common)
     return sweep_command(&run->command, s, run);
 }
 
-/* Skips cell i if an earlier cell has the same identity. Two such cells would share one
- * state. Equal hashes of different identities are an error for the same reason. */
-static enum err drop_twin(struct sweep *s, int i)
+int sweep_twin(const struct sweep *s, int i)
 {
-    for (int k = 0; k < i; k++) {
-        if (strcmp(s->run[k].hash, s->run[i].hash))
-            continue;
-        FAIL_IF(!json_equal(s->run[k].identity, s->run[i].identity), ERR_SUPPORT,
-                "its directory would have the same name as that of cell '%s', %s; give "
-                "one of them another calibration.seed, or use another sweep for it",
-                s->plan.cell[k].name, s->run[k].hash);
-        log_warn("cell '%s' has the same configuration as '%s' and is skipped",
-                 s->plan.cell[i].name, s->plan.cell[k].name);
-        s->run[i].done = true;
+    for (int k = 0; k < i; k++)
+        if (!strcmp(s->run[k].hash, s->run[i].hash))
+            return k;
+    return -1;
+}
+
+bool sweep_is_open(const struct sweep *s, int i)
+{
+    return !s->run[i].done && sweep_twin(s, i) < 0;
+}
+
+void sweep_set_done(struct sweep *s, int i)
+{
+    for (int k = 0; k < s->plan.n_cells; k++)
+        s->run[k].done |= !strcmp(s->run[k].hash, s->run[i].hash);
+}
+
+/* Two cells of one identity share a state, so the second is not run. Equal hashes of different
+ * identities are an error for the same reason. */
+static enum err check_twin(const struct sweep *s, int i)
+{
+    const int k = sweep_twin(s, i);
+    if (k < 0)
         return OK;
-    }
+    FAIL_IF(!json_equal(s->run[k].identity, s->run[i].identity), ERR_SUPPORT,
+            "its directory would have the same name as that of cell '%s', %s; give "
+            "one of them another calibration.seed, or use another sweep for it",
+            s->plan.cell[k].name, s->run[k].hash);
+    log_warn("cell '%s' has the same configuration as '%s' and shares its result",
+             s->plan.cell[i].name, s->plan.cell[k].name);
     return OK;
 }
 
@@ -326,7 +342,7 @@ static enum err prepare_cells(struct sweep *s)
         bool common = false;
         enum err err = prepare_cell(s, i, &common);
         if (!err)
-            err = drop_twin(s, i);
+            err = check_twin(s, i);
         if (err)
             return common ? err : at_cell(err, s, i);
     }

@@ -151,6 +151,14 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                     struct sweep_plan *plan);
 void sweep_close(struct sweep *s);
 
+/* Returns the first cell with the identity of cell i if that is an earlier one; -1: there is none.
+ * Such a twin has the state and the result of the first. */
+int sweep_twin(const struct sweep *s, int i);
+/* Returns whether cell i is to be run: it is neither done nor a twin. */
+bool sweep_is_open(const struct sweep *s, int i);
+/* Marks a cell and its twins as done. */
+void sweep_set_done(struct sweep *s, int i);
+
 /* Returns the threads of a cell of recipe r: its own, or this machine's, divided among the cells
  * that run at the same time. */
 int64_t sweep_cell_threads(const struct sweep *s, const struct recipe *r);
@@ -160,10 +168,10 @@ int64_t sweep_cell_threads(const struct sweep *s, const struct recipe *r);
  * the number of failures. */
 enum err sweep_execute(struct sweep *s);
 
-/* Runs cell i in this process, unless it is done, and lists its result. For settings.share:
- * other processes may run other cells. ERR_USAGE: another process has worked on this cell for
- * two minutes. ERR_STOPPED: a signal interrupted it; the state is kept. Takes ownership of the
- * texts of s. */
+/* Runs cell i in this process, unless it is done or a twin, and lists its result. For
+ * settings.share: other processes may run other cells. ERR_USAGE: another process has worked on
+ * this cell for two minutes. ERR_STOPPED: a signal interrupted it; the state is kept. Takes
+ * ownership of the texts of s. */
 enum err sweep_execute_cell(struct sweep *s, int i);
 
 /* Runs one cell in a process that does nothing else. Takes ownership of the texts of s.
@@ -202,14 +210,14 @@ enum err sweep_command_replace(json_t *row, const char *old, const char *one);
 /* Prints a line per cell: whether it is done, begun, failed or to do, its hash and name. One that
  * is not done has its finished blocks and further measures, if any, and its failure's message. */
 enum err sweep_print_plan(const struct sweep *s);
-/* Prints the number, hash and name of each cell that is not done, separated by tabs. Numbers
+/* Prints the number, hash and name of each cell that is to be run, separated by tabs. Numbers
  * count the cells of the file from 1. */
 void sweep_print_cells(const struct sweep *s);
 /* Prints a JSON list of cells: number, hash, name, status (done, failed, begun, to do), what
  * sweep_print_plan() prints of blocks and measures, {"done": 3, "total": 30}, and the message of a
- * failure; null where there is none. undone_only: without those that are done. */
-enum err sweep_print_json(const struct sweep *s, bool undone_only);
-/* Submits one array job of the cells that are not done to Slurm, with sbatch. The array's tasks
+ * failure; null where there is none. open_only: only those that are to be run. */
+enum err sweep_print_json(const struct sweep *s, bool open_only);
+/* Submits one array job of the cells that are to be run to Slurm, with sbatch. The array's tasks
  * run `wkvq sweep --cell N` with the arguments argv [argc] of this command, without the program's
  * name. options: more options of sbatch, separated by blanks; they win. s->settings.parallel, if
  * not 0, is the number of tasks at the same time. ERR_NOT_FOUND: no sbatch. ERR_IO: sbatch

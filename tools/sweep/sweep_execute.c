@@ -213,7 +213,7 @@ static void finish(struct crew *c, int k, const struct child_end *end)
         failed(c, i, err, err_text());
         return;
     }
-    c->s->run[i].done = true;
+    sweep_set_done(c->s, i);
     say_result(c->s, i);
 }
 
@@ -234,12 +234,21 @@ static void reap(struct crew *c)
         nanosleep(&(struct timespec){.tv_nsec = 20 * 1000 * 1000}, NULL);
 }
 
+/* Returns whether an earlier cell of this execution computes the result of cell i. */
+static bool has_earlier(const struct sweep *s, int i)
+{
+    for (int k = 0; k < i; k++)
+        if (!s->run[k].skip && !strcmp(s->run[k].hash, s->run[i].hash))
+            return true;
+    return false;
+}
+
 static enum err start_more(struct crew *c)
 {
     const struct sweep *s = c->s;
     while (c->n < s->parallel && c->next < s->plan.n_cells) {
         const int i = c->next++;
-        if (!s->run[i].done && !s->run[i].skip)
+        if (!s->run[i].done && !s->run[i].skip && !has_earlier(s, i))
             TRY(start(c, i));
     }
     return OK;
@@ -304,7 +313,7 @@ static enum err work_alone(struct sweep *s, int i)
         TRY(err);
     }
     TRY(sweep_results_join(s));
-    s->run[i].done = true;
+    sweep_set_done(s, i);
     say_result(s, i);
     return OK;
 }
@@ -313,8 +322,14 @@ enum err sweep_execute_cell(struct sweep *s, int i)
 {
     struct lock l = {.fd = -1};
     const char *name = s->plan.cell[i].name;
+    const int twin = sweep_twin(s, i);
     if (s->run[i].done) {
         log_info("cell %d, '%s', is done", i + 1, name);
+        return OK;
+    }
+    if (twin >= 0) {
+        log_info("cell %d, '%s', has no run of its own: its result is that of cell %d",
+                 i + 1, name, twin + 1);
         return OK;
     }
     enum err err = hold(&l, s, i, REQUEUED_TENTHS);

@@ -128,7 +128,7 @@ enum err sweep_print_plan(const struct sweep *s)
 void sweep_print_cells(const struct sweep *s)
 {
     for (int i = 0; i < s->plan.n_cells; i++)
-        if (!s->run[i].done)
+        if (sweep_is_open(s, i))
             printf("%d\t%s\t%s\n", i + 1, s->run[i].hash, s->plan.cell[i].name);
 }
 
@@ -150,13 +150,13 @@ static json_t *cell_json(const struct sweep *s, int i, const struct progress *p)
                      p->message.p);
 }
 
-enum err sweep_print_json(const struct sweep *s, bool undone_only)
+enum err sweep_print_json(const struct sweep *s, bool open_only)
 {
     enum err err = OK;
     json_t *list = json_array();
     for (int i = 0; i < s->plan.n_cells && !err; i++) {
         struct progress p;
-        if (undone_only && s->run[i].done)
+        if (open_only && !sweep_is_open(s, i))
             continue;
         err = read_progress(&p, s, &s->run[i]);
         if (!err)

@@ -51,14 +51,14 @@ struct text {
     char **argv;
 };
 
-/* Writes "--array=1-3,5%2": the cells that are not done. */
+/* Writes "--array=1-3,5%2": the cells that are to be run. */
 static void put_array(FILE *f, const struct text *t)
 {
     const struct sweep *s = t->s;
     const char *comma = "";
     fputs("--array=", f);
     for (int i = 0, end; i < s->plan.n_cells; i = end) {
-        for (end = i; end < s->plan.n_cells && !s->run[end].done; end++)
+        for (end = i; end < s->plan.n_cells && sweep_is_open(s, end); end++)
             ;
         if (end == i) {
             end++;
@@ -179,7 +179,7 @@ static int open_cells(const struct sweep *s)
 {
     int n = 0;
     for (int i = 0; i < s->plan.n_cells; i++)
-        n += !s->run[i].done;
+        n += sweep_is_open(s, i);
     return n;
 }
 
