@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
  * How a child process ended: an error code, another exit status, an interruption, a
- * signal. */
+ * signal. Which signals end a step that a child has begun. */
 #include "kernels/base/log.h"
 #include "tools/cli/child.h"
+#include "tools/cli/stop.h"
 
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -96,6 +98,67 @@ static void a_process_that_is_not_ours_has_ended(void **state)
     assert_int_equal(end.err, ERR_IO);
 }
 
+/* A step of a group's process that a terminal tells to stop. */
+struct group {
+    int sig;
+    bool begun, finished;
+};
+
+/* The terminal's signal and the parent's come while the step is in work. */
+static enum err finish_the_step(void *ctx)
+{
+    struct group *g = ctx;
+    kill(0, g->sig);
+    usleep(200000);
+    g->finished = stop_asked(NULL);
+    return ERR_STOPPED;
+}
+
+static enum err abort_the_step(void *ctx)
+{
+    struct group *g = ctx;
+    raise(SIGTERM);
+    usleep(100000);
+    g->begun = true;
+    raise(g->sig);
+    g->finished = true;
+    return ERR_STOPPED;
+}
+
+/* Runs fn in a child of the first process of a group. */
+static struct group run_in_group(enum err (*fn)(void *ctx), int sig)
+{
+    struct group *g =
+        mmap(NULL, sizeof(*g), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(g != MAP_FAILED);
+    g->sig = sig;
+    const pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        setpgid(0, 0);
+        _exit(child_run(fn, g) == ERR_STOPPED ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    const struct group end = *g;
+    munmap(g, sizeof(*g));
+    return end;
+}
+
+static void a_signal_to_the_group_lets_a_step_end(void **state)
+{
+    static const int sig[] = {SIGINT, SIGHUP, SIGTERM};
+    for (size_t i = 0; i < ARRAY_LEN(sig); i++)
+        assert_true(run_in_group(finish_the_step, sig[i]).finished);
+}
+
+static void the_second_of_a_child_aborts(void **state)
+{
+    const struct group end = run_in_group(abort_the_step, SIGINT);
+    assert_true(end.begun && !end.finished);
+}
+
 static void quiet(void *ctx, enum log_level level, const char *line)
 {
 }
@@ -109,6 +172,8 @@ int main(void)
         cmocka_unit_test(signals_are_named),
         cmocka_unit_test(an_ignored_sigchld_loses_no_end),
         cmocka_unit_test(a_process_that_is_not_ours_has_ended),
+        cmocka_unit_test(a_signal_to_the_group_lets_a_step_end),
+        cmocka_unit_test(the_second_of_a_child_aborts),
     };
     log_set_sink(quiet, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -232,6 +232,53 @@ def test_a_terminal_stops_parent_and_cell(f):
     assert process.returncode == 130 and said.count("stopping after the current step") == 1, said
 
 
+LONG = ["--data", "long.txt", "--set", "calibration.samples=4", "--set", "calibration.seqlen=2048",
+        "--set", "calibration.batch=2", "--set", "calibration.epochs=50"]
+
+
+def begin_long_steps(f, out):
+    """Starts a sweep whose steps take some hundred milliseconds, in a process group of its own, and halts it after the
+    first step: the process, the manifest of its cell's state, and what that says of the block in training."""
+    if not (f.path / "long-model").exists():
+        tiny.make_model(f.path / "long-model", num_hidden_layers=3, max_position_embeddings=2048)
+        tiny.make_text(f.path / "long.txt", 2000)
+    events = f.path / (out + ".events")
+    command = ["long-model" if a == "model" else a for a in f.command(out, *LONG, "--log-json", events.name)]
+    process = subprocess.Popen(command, cwd=f.path, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               start_new_session=True)
+    while not events.exists() or '"event": "step"' not in events.read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGSTOP)
+    (manifest,) = (f.path / out).glob("cells/*.state/manifest.json")
+    return process, manifest, partial(manifest)
+
+
+def partial(manifest):
+    return json.loads(manifest.read_text())["partial"]
+
+
+def test_a_terminal_loses_no_step(f):
+    """Ctrl-C and a closed terminal reach the cell twice, from the terminal and from its parent, and abort nothing."""
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):
+        process, manifest, before = begin_long_steps(f, "group-" + name)
+        os.killpg(process.pid, getattr(signal, name))
+        os.killpg(process.pid, signal.SIGCONT)
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 130, (name, process.returncode, said)
+        assert partial(manifest) and partial(manifest) != before, (name, said)
+
+
+def test_a_terminal_aborts(f):
+    """The second signal does: nothing waits for the end of the step, or saves it."""
+    process, manifest, before = begin_long_steps(f, "aborted")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        os.killpg(process.pid, number)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode in (-signal.SIGINT, -signal.SIGTERM), (process.returncode, said)
+    assert partial(manifest) == before
+
+
 def signal_first_cell(f, out, number):
     """Sends a signal to the first cell of a sweep while it calibrates."""
     process = subprocess.Popen(f.command(out, "--set", "calibration.epochs=250"), cwd=f.path, text=True,

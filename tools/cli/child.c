@@ -81,7 +81,7 @@ static void follow(pid_t parent)
 static void work(enum err (*fn)(void *ctx), void *ctx, pid_t parent)
 {
     follow(parent);
-    stop_quietly();
+    stop_follow(parent);
     const enum err err = fn(ctx);
     if (err && err != ERR_STOPPED)
         log_error("%s", *err_text() ? err_text() : err_name(err));

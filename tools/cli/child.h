@@ -27,8 +27,9 @@ struct child_end child_end(int status);
 enum err child_start(pid_t *out, enum err (*fn)(void *ctx), void *ctx);
 /* Returns whether the child has ended, without waiting. */
 bool child_ended(struct child_end *out, pid_t pid);
-/* Starts fn(ctx) in a fork and waits for its end. Passes SIGINT and SIGTERM on as a request
- * to stop. The error message says how the process ended, unless the child logged one. */
+/* Starts fn(ctx) in a fork and waits for its end. Passes the first signal on as a request to
+ * stop (stop_follow). The error message says how the process ended, unless the child logged
+ * one. */
 enum err child_run(enum err (*fn)(void *ctx), void *ctx);
 
 #endif

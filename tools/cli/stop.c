@@ -14,7 +14,8 @@ static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
 
 static volatile sig_atomic_t asked;
 static volatile sig_atomic_t held, came; /* between stop_hold() and stop_release() */
-static volatile sig_atomic_t phase_now, quiet;
+static volatile sig_atomic_t heard;      /* a signal came that no parent passed on */
+static volatile sig_atomic_t phase_now, parent;
 static char kept[4096];
 static volatile sig_atomic_t keeps; /* kept is whole */
 
@@ -48,22 +49,36 @@ static void end_at_once(void)
     _exit(130);
 }
 
-static void on_signal(int sig)
+/* Returns whether the parent of a child passes on what it was told. It cannot know that a terminal
+ * or a batch system has told the child as well. */
+static bool is_passed_on(const siginfo_t *from)
 {
+    return parent && from->si_code == SI_USER && from->si_pid == parent;
+}
+
+static void stop_at_step(int sig, bool passed_on)
+{
+    const bool again = heard && !passed_on && aborts(sig);
+    heard |= !passed_on;
+    if (!asked && !parent)
+        say("\nstopping after the current step; press Ctrl-C again to abort\n");
+    asked = 1;
+    if (again) {
+        signal(sig, SIG_DFL);
+        raise(sig); /* delivered when this handler returns */
+    }
+}
+
+static void on_signal(int sig, siginfo_t *from, void *context)
+{
+    (void)context;
     if (phase_now == STOP_AT_ONCE && held) {
         came = 1;
         return;
     }
     if (phase_now == STOP_AT_ONCE)
         end_at_once();
-    if (!asked) {
-        asked = 1;
-        if (!quiet)
-            say("\nstopping after the current step; press Ctrl-C again to abort\n");
-    } else if (aborts(sig)) {
-        signal(sig, SIG_DFL);
-        raise(sig); /* delivered when this handler returns */
-    }
+    stop_at_step(sig, is_passed_on(from));
 }
 
 /* Returns whether a signal was ignored at start. nohup and background jobs of a shell do
@@ -76,7 +91,7 @@ static bool is_ignored(int sig)
 
 void stop_watch(enum stop_phase phase)
 {
-    struct sigaction act = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    struct sigaction act = {.sa_sigaction = on_signal, .sa_flags = SA_RESTART | SA_SIGINFO};
     sigemptyset(&act.sa_mask);
     phase_now = phase;
     for (size_t i = 0; i < ARRAY_LEN(watched); i++)
@@ -115,9 +130,9 @@ bool stop_output_closed(void)
     return poll(&p, 1, 0) == 1 && p.revents & (POLLERR | POLLHUP);
 }
 
-void stop_quietly(void)
+void stop_follow(pid_t pid)
 {
-    quiet = 1;
+    parent = pid;
 }
 
 bool stop_asked(void *ctx)

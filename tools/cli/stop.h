@@ -10,6 +10,7 @@
 #include "kernels/base/error.h"
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 /* STOP_AT_STEP: a signal stops the work at its next safe point. STOP_AT_ONCE: the first
  * signal ends the process, because all work is redone from complete files. */
@@ -31,8 +32,10 @@ bool stop_output_closed(void);
 /* The status of a command whose results nobody read to their end, which a shell gives to programs
  * that SIGPIPE ends. */
 #define STOP_STATUS_PIPE 141
-/* Leaves it to the parent process, which a terminal tells too, to say that a step is the last. */
-void stop_quietly(void);
+/* For a child of the process `parent`, which a terminal tells too. Leaves it to the parent to say
+ * that a step is the last. A signal that the parent passes on requests a stop, but is never the
+ * one that aborts. */
+void stop_follow(pid_t parent);
 /* Returns whether a stop was requested; a callback for calib_io.stop. ctx is not used. */
 bool stop_asked(void *ctx);
 /* Returns ERR_STOPPED, and says what is kept, if a stop was requested. */
