@@ -125,6 +125,18 @@ static enum err abort_the_step(void *ctx)
     return ERR_STOPPED;
 }
 
+static enum err send_again(void *ctx)
+{
+    struct group *g = ctx;
+    kill(getpid(), SIGTERM);
+    kill(getpid(), SIGTERM);
+    g->begun = true;
+    usleep(1100000);
+    kill(getpid(), g->sig);
+    g->finished = true;
+    return ERR_STOPPED;
+}
+
 /* Runs fn in a child of the first process of a group. */
 static struct group run_in_group(enum err (*fn)(void *ctx), int sig)
 {
@@ -159,6 +171,13 @@ static void the_second_of_a_child_aborts(void **state)
     assert_true(end.begun && !end.finished);
 }
 
+/* timeout(1) sends its signal twice, and whoever runs kill later means it. */
+static void the_same_again_aborts_after_a_second(void **state)
+{
+    const struct group end = run_in_group(send_again, SIGTERM);
+    assert_true(end.begun && !end.finished);
+}
+
 static void quiet(void *ctx, enum log_level level, const char *line)
 {
 }
@@ -174,6 +193,7 @@ int main(void)
         cmocka_unit_test(a_process_that_is_not_ours_has_ended),
         cmocka_unit_test(a_signal_to_the_group_lets_a_step_end),
         cmocka_unit_test(the_second_of_a_child_aborts),
+        cmocka_unit_test(the_same_again_aborts_after_a_second),
     };
     log_set_sink(quiet, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -78,6 +78,17 @@ def test_the_second_signal_aborts(f):
     f.expect_reference("killed", "aborted")
 
 
+def test_the_same_signal_at_once_is_no_second_one(f):
+    """As `timeout` sends it: to its child, and to the group in which the child is."""
+    process = begin(f, "echoed")
+    for _ in range(5):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr.count(AGAIN) == 1, (process.returncode, stderr)
+    saved(f, "echoed")
+
+
 def test_ignored_signals_stay_ignored(f):
     """Signals that are ignored at the start, as by nohup and background jobs of a shell."""
     every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/cli/stop.h"
 
+#include "kernels/base/clock.h"
+
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,10 +14,17 @@ static const int watched[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
 #define CONTINUES " has the finished work, and the same command continues from there"
 #define NOTHING "nothing was kept since this run began; run the same command again"
 
+#define ECHO_S 1 /* no person types as fast as a program signals */
+
 static volatile sig_atomic_t asked;
 static volatile sig_atomic_t held, came; /* between stop_hold() and stop_release() */
-static volatile sig_atomic_t heard;      /* a signal came that no parent passed on */
 static volatile sig_atomic_t phase_now, parent;
+/* The first signal that no parent passed on. Used by the handler alone. */
+static struct {
+    int sig; /* 0: none came */
+    pid_t sender;
+    double at_s;
+} first;
 static char kept[4096];
 static volatile sig_atomic_t keeps; /* kept is whole */
 
@@ -56,10 +65,28 @@ static bool is_passed_on(const siginfo_t *from)
     return parent && from->si_code == SI_USER && from->si_pid == parent;
 }
 
-static void stop_at_step(int sig, bool passed_on)
+/* Returns whether a process sends the first signal again at once, as timeout does: to its child,
+ * and to the group that the child is in. A terminal is no process, and means its second one. */
+static bool is_echo(int sig, const siginfo_t *from)
 {
-    const bool again = heard && !passed_on && aborts(sig);
-    heard |= !passed_on;
+    return from->si_code == SI_USER && sig == first.sig && from->si_pid == first.sender &&
+           clock_s() - first.at_s < ECHO_S;
+}
+
+/* Counts a signal that nobody passed on. Returns whether it is another than the first. */
+static bool is_another(int sig, const siginfo_t *from)
+{
+    if (first.sig)
+        return !is_echo(sig, from);
+    first.sender = from->si_code == SI_USER ? from->si_pid : 0;
+    first.at_s = clock_s();
+    first.sig = sig;
+    return false;
+}
+
+static void stop_at_step(int sig, const siginfo_t *from)
+{
+    const bool again = !is_passed_on(from) && is_another(sig, from) && aborts(sig);
     if (!asked && !parent)
         say("\nstopping after the current step; press Ctrl-C again to abort\n");
     asked = 1;
@@ -78,7 +105,7 @@ static void on_signal(int sig, siginfo_t *from, void *context)
     }
     if (phase_now == STOP_AT_ONCE)
         end_at_once();
-    stop_at_step(sig, is_passed_on(from));
+    stop_at_step(sig, from);
 }
 
 /* Returns whether a signal was ignored at start. nohup and background jobs of a shell do
@@ -92,7 +119,7 @@ static bool is_ignored(int sig)
 void stop_watch(enum stop_phase phase)
 {
     struct sigaction act = {.sa_sigaction = on_signal, .sa_flags = SA_RESTART | SA_SIGINFO};
-    sigemptyset(&act.sa_mask);
+    sigfillset(&act.sa_mask);
     phase_now = phase;
     for (size_t i = 0; i < ARRAY_LEN(watched); i++)
         if (!is_ignored(watched[i]))

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * Signals that end the program: SIGINT, SIGTERM, SIGHUP and SIGXCPU. Every command ends with status
- * 130 and a message that says what it keeps. Where work can be saved in the middle, the first
- * signal requests a stop at the next safe point, and another SIGINT or SIGTERM ends the program at
- * once. A signal that was ignored when the program started (nohup) stays ignored. */
+ * Signals that end the program: SIGINT, SIGTERM, SIGHUP and SIGXCPU. Every command ends with
+ * status 130 and a message that says what it keeps. Where work can be saved in the middle, the
+ * first signal requests a stop at the next safe point, and another SIGINT or SIGTERM ends the
+ * program at once, unless a process sends the first one twice within a second. A signal that was
+ * ignored when the program started (nohup) stays ignored. */
 #ifndef WKVQ_STOP_H
 #define WKVQ_STOP_H
 
