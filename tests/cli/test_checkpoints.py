@@ -8,11 +8,10 @@ import json
 import pathlib
 import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=1", "crr.blocks=1",
@@ -22,16 +21,10 @@ PHI3 = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]}
 YARN = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}
 
 
-class Fixture:
+class Fixture(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = pathlib.Path(wkvq).resolve(), pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_text(self.path / "text.txt", 900)
-
-    def run(self, *args):
-        done = subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True, timeout=300,
-                              text=True)
-        assert done.returncode == 0, f"{' '.join(args)}\n{done.stderr}"
-        return done
 
     def model(self, name, edit=lambda tensors: tensors, **changes):
         """Makes a tiny model with these settings; edit changes its tensors."""
@@ -215,14 +208,5 @@ def test_rope(f):
     f.quantize("yarn", "kv.key_stage=pre_rope", "kv.past_only=false")
 
 
-def main():
-    wkvq, wanted = sys.argv[1], sys.argv[2:]
-    for name, test in list(globals().items()):
-        if name.startswith("test_") and (not wanted or name in wanted):
-            with tempfile.TemporaryDirectory() as folder:
-                test(Fixture(wkvq, folder))
-            print("ok", name, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Fixture, fresh=True)

@@ -5,32 +5,29 @@ fails in the middle: test_cuda.py WKVQ_EMU, in which `cuda` is the emulation."""
 import json
 import os
 import pathlib
-import shutil
-import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 SETTINGS = ["calibration.samples=2", "calibration.seqlen=12", "calibration.epochs=2",
             "crr.blocks=1", "weights.group_size=16"]
 
 
-class Folder:
-    def __init__(self, wkvq, path):
-        self.wkvq, self.path = wkvq, path
-        tiny.make_model(path / "model", num_hidden_layers=2)
-        tiny.make_text(path / "text.txt", 600)
+class Folder(harness.Bench):
+    def __init__(self, wkvq, folder):
+        super().__init__(wkvq, folder)
+        tiny.make_model(self.path / "model", num_hidden_layers=2)
+        tiny.make_text(self.path / "text.txt", 600)
 
     def calibrate(self, state, device, *more, **card):
         """Runs wkvq; card: the emulated GPU, as EMU_... in the environment."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("EMU_")}
         env.update({"EMU_NAME": "cuda"}, **{f"EMU_{k}": str(v) for k, v in card.items()})
         keys = [w for s in SETTINGS for w in ("--set", s)]
-        return subprocess.run([self.wkvq, "calibrate", "model", "--data", "text.txt", "-o", state,
-                               "--device", device, *keys, *more], cwd=self.path, env=env,
-                              capture_output=True, text=True, timeout=250)
+        return self.run("calibrate", "model", "--data", "text.txt", "-o", state, "--device", device, *keys, *more, want=None,
+                        env=env)
 
     def manifest(self, state):
         return json.loads((self.path / state / "manifest.json").read_text())
@@ -56,8 +53,8 @@ def test_caches_of_other_engines(f):
     tiny.make_model(f.path / "wide", num_hidden_layers=1, head_dim=64)
     keys = [w for s in [*SETTINGS, "kv.target=llama.cpp-q4_0"] for w in ("--set", s)]
     for command in (["calibrate", "wide", "-o", "none"], ["eval", "wide", "--simulate", "rtn", "--ctx", "12"]):
-        done = subprocess.run([f.wkvq, *command, "--data", "text.txt", "--device", "cuda", *keys], cwd=f.path,
-                              env={**os.environ, "EMU_NAME": "cuda"}, capture_output=True, text=True, timeout=250)
+        done = f.run(*command, "--data", "text.txt", "--device", "cuda", *keys, want=None,
+                     env={**os.environ, "EMU_NAME": "cuda"})
         expect(done, 2, "kv.target: the device cuda-emu does not simulate the cache of another engine")
         assert not (f.path / "none").exists(), done.stderr
 
@@ -108,18 +105,16 @@ def test_cells_side_by_side_share_the_gpu(f):
     (f.path / "sweep.yaml").write_text(SWEEP)
     for parallel, memory, cards, status in ((2, 3 << 29, "0", 1), (2, 3 << 29, "0,1", 0), (1, 3 << 29, "0", 0), (2, 1 << 32, "0", 0)):
         env = {**os.environ, "EMU_NAME": "cuda", "EMU_MEMORY": str(memory), "CUDA_VISIBLE_DEVICES": cards}
-        done = subprocess.run([f.wkvq, "sweep", "sweep.yaml", "--model", "model", "--data", "text.txt", "-q",
-                               "--parallel", str(parallel), "-o", f"sweep-{parallel}-{memory}-{cards}"], cwd=f.path, env=env,
-                              capture_output=True, text=True, timeout=250)
+        done = f.run("sweep", "sweep.yaml", "--model", "model", "--data", "text.txt", "-q", "--parallel", str(parallel),
+                     "-o", f"sweep-{parallel}-{memory}-{cards}", want=None, env=env)
         assert (done.returncode != 0) == (status != 0), (parallel, memory, done.stderr)
         assert ("but only 0 B are available" in done.stderr) == (status != 0), (parallel, memory, done.stderr)
 
 
 def zeroshot(f, device, **card):
     env = {**os.environ, "EMU_NAME": "cuda", **{f"EMU_{k}": str(v) for k, v in card.items()}}
-    return subprocess.run([f.wkvq, "eval", "model", "--task", "zeroshot", "--data", "q.jsonl", "--ctx", "64",
-                           "--simulate", "rtn", "--set", "weights.group_size=16", "-o", device + ".jsonl",
-                           "--device", device], cwd=f.path, env=env, capture_output=True, text=True, timeout=250)
+    return f.run("eval", "model", "--task", "zeroshot", "--data", "q.jsonl", "--ctx", "64", "--simulate", "rtn", "--set",
+                 "weights.group_size=16", "-o", device + ".jsonl", "--device", device, want=None, env=env)
 
 
 def test_zeroshot_on_the_gpu(f):
@@ -137,16 +132,5 @@ def test_zeroshot_on_the_gpu(f):
         assert abs(a - b) <= 1e-3, likelihoods
 
 
-def main():
-    path = pathlib.Path(tempfile.mkdtemp())
-    try:
-        f = Folder(pathlib.Path(sys.argv[1]).resolve(), path)
-        for name, test in list(globals().items()):
-            if name.startswith("test_"):
-                test(f)
-                print(name, "ok", flush=True)
-    finally:
-        shutil.rmtree(path)
-
-
-main()
+if __name__ == "__main__":
+    harness.main(globals(), Folder)

@@ -8,17 +8,15 @@ tensors must have the artifact's bytes, and nothing may be there beside them. Th
 family of tests/golden/models, and one whose widths have real groups. Also: the same bytes on every number of
 threads, the same tensors in shards, sizes as --plan says, and the model card."""
 import json
-import math
 import pathlib
 import re
 import struct
-import subprocess
 import sys
-import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
 import check_artifact as reader
+import harness
 import run
 import tiny
 
@@ -36,20 +34,19 @@ AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32}
 
 
-class Bench:
-    def __init__(self, wkvq, folder):
-        self.wkvq, self.folder, self.count = wkvq, folder, 0
+class Bench(harness.Bench):
+    decode = False
 
-    def run(self, *args, status=0):
-        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
-        if done.returncode != status:
-            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}, want {status}\n"
-                                 f"{done.stderr.decode()}")
-        return done
+    def __init__(self, wkvq, golden, folder):
+        super().__init__(wkvq, folder)
+        self.golden, self.count = pathlib.Path(golden).resolve(), 0
+        self.model, self.text = self.path / "wide", self.path / "t.txt"
+        tiny.make_model(self.model, **WIDE)
+        tiny.make_text(self.text)
 
     def place(self, name):
         self.count += 1
-        return self.folder / f"{self.count}-{name}"
+        return self.path / f"{self.count}-{name}"
 
     def convert(self, model, **settings):
         out = self.place("artifact")
@@ -315,20 +312,19 @@ def bytes_in(folder):
     return {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
-def test_families(b, golden):
-    for model in sorted(p for p in golden.iterdir() if p.is_dir()):
+def test_families(b):
+    for model in sorted(p for p in b.golden.iterdir() if p.is_dir()):
         check_all(b, b.convert(model, weights__group_size=0))
-    check_all(b, b.convert(golden / "qwen3_moe_plain", weights__bits=16), ("f16", "bf16", "f32"))
-    check_all(b, b.convert(golden / "mixtral", weights__group_size=8, weights__mixed="up_proj=16"), ("f32",))
-    print("families: every tensor of every export")
+    check_all(b, b.convert(b.golden / "qwen3_moe_plain", weights__bits=16), ("f16", "bf16", "f32"))
+    check_all(b, b.convert(b.golden / "mixtral", weights__group_size=8, weights__mixed="up_proj=16"), ("f32",))
 
 
-def test_experts(b, golden):
+def test_experts(b):
     """One format for the experts of a layer, which engines compute in one kernel, or none."""
     plain = ", ".join(f"1.{kind}_proj=16" for kind in ("gate", "up", "down"))
     for model, mixed, groups in (("qwen3_moe", "0.down_proj=8", 2), ("mixtral", plain, 1),
                                  ("mixtral", plain.replace("1.", ""), 1)):
-        folder = b.convert(golden / model, weights__group_size=0, weights__mixed=mixed)
+        folder = b.convert(b.golden / model, weights__group_size=0, weights__mixed=mixed)
         packed = b.export(folder, "compressed-tensors")
         check_packed(Artifact(folder), packed, "compressed-tensors")
         config = json.loads((packed / "config.json").read_text())["quantization_config"]
@@ -337,7 +333,7 @@ def test_experts(b, golden):
         assert any(re.match(i[3:], router) for i in config["ignore"] if i.startswith("re:")), config
         wide = config["config_groups"].get("group_1", {"targets": []})["targets"]
         assert wide == ["re:.*layers\\.(0)\\..*experts\\..*$"] * (groups - 1), wide
-    folder = b.convert(golden / "mixtral", weights__group_size=0, weights__mixed=plain)
+    folder = b.convert(b.golden / "mixtral", weights__group_size=0, weights__mixed=plain)
     packed = b.export(folder, "awq")
     check_packed(Artifact(folder), packed, "awq")
     keep = json.loads((packed / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
@@ -345,23 +341,21 @@ def test_experts(b, golden):
     assert keep == ["lm_head", *parts, "model.layers.1.block_sparse_moe.experts"], keep
     said = b.run("export", folder, "--format", "awq", "-o", b.place("awq")).stderr.decode()
     assert "Experts in whole rows: no engine" in said, said
-    print("experts: formats of layers, 16 bits, the router")
 
 
-def test_groups(b, model):
+def test_groups(b):
     for group in (32, 64, 128):
-        check_all(b, b.convert(model, weights__group_size=group), ("compressed-tensors", "awq", "f32"))
-    check_all(b, b.convert(model, weights__bits=8, weights__group_size=64), ("compressed-tensors", "f32"))
+        check_all(b, b.convert(b.model, weights__group_size=group), ("compressed-tensors", "awq", "f32"))
+    check_all(b, b.convert(b.model, weights__bits=8, weights__group_size=64), ("compressed-tensors", "f32"))
     for bits in (2, 3):
-        check_all(b, b.convert(model, weights__bits=bits, weights__group_size=32))
+        check_all(b, b.convert(b.model, weights__bits=bits, weights__group_size=32))
     for bits in (5, 7):
-        check_all(b, b.convert(model, weights__bits=bits, weights__group_size=32), ("compressed-tensors", "f32"))
-    print("groups: ragged, whole, 2 to 8 bits")
+        check_all(b, b.convert(b.model, weights__bits=bits, weights__group_size=32), ("compressed-tensors", "f32"))
 
 
-def test_portable(b, golden):
+def test_portable(b):
     """Scales of 7 bits: values are exact in float16, scales in bfloat16."""
-    folder = b.convert(golden / "llama_tied_bf16", weights__group_size=0, weights__scale_bits=7)
+    folder = b.convert(b.golden / "llama_tied_bf16", weights__group_size=0, weights__scale_bits=7)
     artifact = Artifact(folder)
     assert all(rounded(x, "F16") == x for rows in artifact.values.values() for row in rows for x in row)
     said = b.run("export", folder, "--format", "dense", "--plan").stdout.decode()
@@ -369,37 +363,34 @@ def test_portable(b, golden):
     said = b.run("export", folder, "--format", "dense", "--dtype", "bf16", "--plan").stdout.decode()
     assert "rounded to BF16, because code and scale have up to 4 and 7 significant bits" in said
     check_packed(artifact, b.export(folder, "awq"), "awq", "bfloat16")
-    folder = b.convert(golden / "llama_tied_bf16", weights__group_size=0)
+    folder = b.convert(b.golden / "llama_tied_bf16", weights__group_size=0)
     said = b.run("export", folder, "--format", "awq", "--plan").stdout.decode()
     assert "changed  torch_dtype is float16, not the checkpoint's bfloat16" in said
     check_packed(Artifact(folder), b.export(folder, "awq"), "awq", "float16")
-    print("portable scales: exact in both 16-bit types")
 
 
-def test_gemma(b, golden):
+def test_gemma(b):
     """vLLM computes Gemma 3 in bfloat16, which holds scales of 7 bits."""
     for scale_bits, want in ((11, "changed  vLLM computes Gemma 3 in bfloat16 alone, which rounds the scales"),
                              (7, "carried  The scales, also in bfloat16, in which vLLM computes Gemma 3")):
-        folder = b.convert(golden / "gemma3", weights__group_size=0, weights__scale_bits=scale_bits)
+        folder = b.convert(b.golden / "gemma3", weights__group_size=0, weights__scale_bits=scale_bits)
         for name in ("compressed-tensors", "awq"):
             said = b.run("export", folder, "--format", name, "--plan").stdout.decode()
             assert want in said, said
-    folder = b.convert(golden / "gemma3_old", weights__group_size=0, weights__scale_bits=7)
+    folder = b.convert(b.golden / "gemma3_old", weights__group_size=0, weights__scale_bits=7)
     said = b.run("export", folder, "--format", "awq", "--plan").stdout.decode()
     assert "Gemma" not in said, said  # torch_dtype is bfloat16
-    print("Gemma 3: what bfloat16 does to scales")
 
 
-def test_mixed(b, model):
+def test_mixed(b):
     mixed = "q_proj=3, 1.o_proj=16, down_proj=8:128, 0.v_proj=4:32, 2.gate_proj=16, 2.up_proj=16, 1.up_proj=5:0"
-    folder = b.convert(model, weights__group_size=64, weights__mixed=mixed)
+    folder = b.convert(b.model, weights__group_size=64, weights__mixed=mixed)
     check_all(b, folder, ("compressed-tensors", "f32"))
     config = json.loads((b.export(folder, "compressed-tensors") / "config.json").read_text())["quantization_config"]
     assert len(config["config_groups"]) > 1
     assert config["ignore"] == ["lm_head", "model.layers.1.self_attn.o_proj", "model.layers.2.mlp.gate_proj",
                                 "model.layers.2.mlp.up_proj"]
-    check_all(b, b.convert(model, weights__group_size=64, weights__mixed="v_proj=3:32, 1.down_proj=16"))
-    print("mixed formats: config groups, and what engines fuse")
+    check_all(b, b.convert(b.model, weights__group_size=64, weights__mixed="v_proj=3:32, 1.down_proj=16"))
 
 
 def test_fused(b):
@@ -414,16 +405,15 @@ def test_fused(b):
     assert q["ignore"] == ["lm_head", "model.layers.1.self_attn.qkv_proj", "model.layers.1.self_attn.o_proj"]
     folder = b.convert(model, weights__group_size=64, weights__mixed="1.q_proj=16, 1.gate_proj=8")
     check_all(b, folder, ("f32", "bf16"))
-    said = b.run("export", folder, "--format", "compressed-tensors", "-o", b.place("x"), status=2).stderr.decode()
+    said = b.run("export", folder, "--format", "compressed-tensors", "-o", b.place("x"), want=2).stderr.decode()
     assert "layers.1.self_attn.q_proj has 16 bits" in said, said
     narrow = b.place("narrow")
     tiny.make_model(narrow, model_type="phi3", architectures=["Phi3ForCausalLM"], **{**WIDE, "head_dim": 4})
     folder = b.convert(narrow, weights__group_size=0)
     check_all(b, folder, ("f32",))
     for form in ("compressed-tensors", "awq"):
-        said = b.run("export", folder, "--format", form, "-o", b.place("x"), status=2).stderr.decode()
+        said = b.run("export", folder, "--format", form, "-o", b.place("x"), want=2).stderr.decode()
         assert f"q_proj has 12 rows, and --format {form} packs 8" in said, said
-    print("fused modules: rows of their parts, in every format")
 
 
 def tied(b, **changes):
@@ -435,14 +425,14 @@ def tied(b, **changes):
     return model
 
 
-def test_head(b, model, golden):
+def test_head(b):
     """A quantized embedding and head: packed where engines have a kernel, and otherwise its values."""
     both = tied(b, **WIDE)
     for bits, group in ((8, 64), (6, 0), (4, 128), (3, 32)):
-        for source in (model, both):
+        for source in (b.model, both):
             check_all(b, b.convert(source, weights__group_size=32, head__bits=bits, head__group_size=group),
                       ("compressed-tensors", "awq", "f16", "f32") if bits > 3 else ("compressed-tensors",))
-    mixed = b.convert(model, weights__mixed="down_proj=8:32", weights__group_size=32, head__bits=4, head__group_size=0)
+    mixed = b.convert(b.model, weights__mixed="down_proj=8:32", weights__group_size=32, head__bits=4, head__group_size=0)
     check_all(b, mixed, ("compressed-tensors",))
     said = b.run("export", mixed, "--format", "compressed-tensors", "--plan").stdout.decode()
     assert "carried  The head, with 4 bits in whole rows, as a config group of its own" in said, said
@@ -450,18 +440,17 @@ def test_head(b, model, golden):
     assert "3 formats, as config groups" in said, said
     said = b.run("export", mixed, "--format", "dense", "--dtype", "f16", "--plan").stdout.decode()
     assert "code and scale have up to 8 and" in said, said
-    narrow = b.convert(model, weights__group_size=32, head__bits=4, head__group_size=16)
-    said = b.run("export", narrow, "--format", "compressed-tensors", "-o", "no", status=2).stderr.decode()
+    narrow = b.convert(b.model, weights__group_size=32, head__bits=4, head__group_size=16)
+    said = b.run("export", narrow, "--format", "compressed-tensors", "-o", "no", want=2).stderr.decode()
     assert "lm_head: group_size 16 on rows of 96" in said and "choose head.group_size 32" in said, said
-    assert not (b.folder / "no").exists()
+    assert not (b.path / "no").exists()
     check_all(b, narrow, ("awq", "bf16"))
     for scale_bits, dtype in ((4, "bfloat16"), (5, "float16")):
-        folder = b.convert(golden / "llama_tied_bf16", weights__group_size=0, weights__scale_bits=scale_bits, head__bits=4,
+        folder = b.convert(b.golden / "llama_tied_bf16", weights__group_size=0, weights__scale_bits=scale_bits, head__bits=4,
                            head__group_size=0)
         check_packed(Artifact(folder), b.export(folder, "awq"), "awq", dtype)
     said = b.run("export", folder, "--format", "awq", "--plan").stdout.decode()
     assert "carried  The embedding, which is also the head, of head.bits 4 as values in F16, exactly" in said, said
-    print("head: packed or values, tied and not")
 
 
 def test_odd_widths(b):
@@ -469,9 +458,8 @@ def test_odd_widths(b):
     model = b.place("odd")
     tiny.make_model(model, num_hidden_layers=1, intermediate_size=100)
     check_all(b, b.convert(model, weights__group_size=0), ("compressed-tensors", "f32"))
-    said = b.run("export", b.convert(model, weights__group_size=0), "--format", "awq", "-o", "no", status=2)
-    assert b"has 100 rows" in said.stderr and not (b.folder / "no").exists()
-    print("odd widths: padded words")
+    said = b.run("export", b.convert(model, weights__group_size=0), "--format", "awq", "-o", "no", want=2)
+    assert b"has 100 rows" in said.stderr and not (b.path / "no").exists()
 
 
 def projection_bits(folder, artifact):
@@ -484,11 +472,11 @@ def projection_bits(folder, artifact):
     return 8 * sum(map(len, parts.values())) / sum(rows * cols for rows, cols in shapes)
 
 
-def test_bits(b, model):
+def test_bits(b):
     """The bits per weight of --plan, the command and the card are those of the tensors that were written."""
     mixed = "o_proj=16, down_proj=8, gate_proj=3, up_proj=3"
     for settings, forms in (({}, ("compressed-tensors", "awq", "dense")), ({"weights__mixed": mixed}, ("compressed-tensors", "dense"))):
-        folder = b.convert(model, weights__group_size=64, kv__method="token", **settings)
+        folder = b.convert(b.model, weights__group_size=64, kv__method="token", **settings)
         own = json.loads(b.run("inspect", folder, "--json").stdout)["weight_bits"]
         for form in forms:
             out = b.place(form)
@@ -501,14 +489,13 @@ def test_bits(b, model):
             assert f"take {want:.3f} bits per weight" in card and f"those of the artifact take {own:.3f}." in card, card
             assert form == "dense" or own < want < 16, (form, own, want)
     for kind, bits in (("q4_1", 5), ("q8_0", 8.5)):
-        folder = b.convert(model, weights__group_size=32, kv__method="token")
+        folder = b.convert(b.model, weights__group_size=32, kv__method="token")
         plan = b.run("export", folder, "--format", "gguf", "--gguf-pre", "none", "--weights", kind, "--plan", "--json")
         assert json.loads(plan.stdout)["weight_bits"] == bits, plan.stdout
-    print("bits per weight: those of the written tensors")
 
 
-def test_same_bytes(b, model):
-    folder = b.convert(model, weights__group_size=64)
+def test_same_bytes(b):
+    folder = b.convert(b.model, weights__group_size=64)
     for form in ("compressed-tensors", "awq", "dense"):
         one = bytes_in(b.export(folder, form, "-j", 1))
         assert bytes_in(b.export(folder, form, "-j", 3)) == one
@@ -519,7 +506,6 @@ def test_same_bytes(b, model):
             out = b.export(folder, form, *options)
             plan = json.loads(b.run("export", folder, "--format", form, *options, "--plan", "--json").stdout)
             assert plan["bytes"] == sum(len(data) for data in bytes_in(out).values()), form
-    print("same bytes: threads, shards, and the size that --plan says")
 
 
 def front_matter(text):
@@ -528,21 +514,21 @@ def front_matter(text):
     return dict(re.findall(r"^(\w+): (.*)$", head, re.M)), re.findall(r"^- (.*)$", head, re.M), body
 
 
-def test_card(b, model, text):
-    folder = b.convert(model, weights__group_size=64, kv__method="token")
+def test_card(b):
+    folder = b.convert(b.model, weights__group_size=64, kv__method="token")
     def measure(name, *words):
-        (b.folder / name).write_bytes(b.run("eval", *words, "--data", text, "--ctx", 64, "--windows", 3, "--json").stdout)
-        return json.loads((b.folder / name).read_text())
-    measured = measure("after.json", folder, "--against", model)
+        (b.path / name).write_bytes(b.run("eval", *words, "--data", b.text, "--ctx", 64, "--windows", 3, "--json").stdout)
+        return json.loads((b.path / name).read_text())
+    measured = measure("after.json", folder, "--against", b.model)
     half = measure("half.json", folder, "--score", "second-half", "--kv-bits", 16, "--chunk", 8)
     out = b.export(folder, "awq", "--base-model", "some-org/Some-Model", "--license", "apache-2.0", "--eval-report",
-                   b.folder / "after.json", "--eval-report", b.folder / "half.json")
+                   b.path / "after.json", "--eval-report", b.path / "half.json")
     keys, tags, body = front_matter((out / "README.md").read_text())
     assert keys["base_model"] == "some-org/Some-Model" and keys["license"] == "apache-2.0"
     assert tags == ["wkvq", "awq", "4-bit"]
-    where = f"{text.name} (tokens' CRC-32 {measured['text_crc32']})"
+    where = f"{b.text.name} (tokens' CRC-32 {measured['text_crc32']})"
     windows = "3 windows of 64 tokens"
-    assert f"| {model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | {where} | " \
+    assert f"| {b.model.name} | 16 | 16 | {measured['against']['ppl']:.4f} | {where} | " \
            f"full precision, {windows}, all predictions scored, chunk 1, an unquantized cache |" in body, body
     bits = [f"{measured['model'][key]:.4g}" for key in ("weight_bits", "kv_bits")]
     assert 4 < float(bits[0]) < 5 and 4 < float(bits[1]) <= 6, bits
@@ -555,29 +541,28 @@ def test_card(b, model, text):
     assert "- dropped: The cache's format" in body
     assert "--base-model some-org/Some-Model --license apache-2.0 --eval-report FILE --eval-report FILE -o OUT" in body
     assert half["manifest_crc32"] == measured["model"]["manifest_crc32"] == seal and "manifest_crc32" not in measured["against"]
-    assert half["texts"] == measured["texts"] == [text.name]
-    other = b.convert(model, weights__group_size=32, kv__method="token")
+    assert half["texts"] == measured["texts"] == [b.text.name]
+    other = b.convert(b.model, weights__group_size=32, kv__method="token")
     measure("other.json", other)
-    assert "manifest_crc32" not in measure("plain.json", model)
+    assert "manifest_crc32" not in measure("plain.json", b.model)
     for report, why in (("other.json", "measured on another artifact"), ("plain.json", "names no artifact")):
-        said = b.run("export", folder, "--format", "awq", "-o", b.folder / "no", "--eval-report", b.folder / report, status=2)
-        assert f"{report}: {why}" in said.stderr.decode() and not (b.folder / "no").exists(), said.stderr
+        said = b.run("export", folder, "--format", "awq", "-o", b.path / "no", "--eval-report", b.path / report, want=2)
+        assert f"{report}: {why}" in said.stderr.decode() and not (b.path / "no").exists(), said.stderr
     measure("reverse.json", other, "--against", folder)
-    b.export(folder, "awq", "--eval-report", b.folder / "reverse.json")
+    b.export(folder, "awq", "--eval-report", b.path / "reverse.json")
     for card, license in (("---\nlicense: mit\ntags:\n- x\n---\n# M\n", "mit"), ("---\nlicense: [a, b]\n---\n", None),
                           ("---\nlicense: \"a\\nb\"\n---\n", None), ("---\nlicense: mit\n", None), ("license: mit\n", None)):
-        (model / "README.md").write_text(card)
-        keys, _, _ = front_matter((b.export(b.convert(model, weights__group_size=64), "awq") / "README.md").read_text())
+        (b.model / "README.md").write_text(card)
+        keys, _, _ = front_matter((b.export(b.convert(b.model, weights__group_size=64), "awq") / "README.md").read_text())
         assert keys.get("license") == license, card
-    (model / "README.md").unlink()
+    (b.model / "README.md").unlink()
     keys, _, body = front_matter((b.export(folder, "dense") / "README.md").read_text())
     assert "license" not in keys and "base_model" not in keys and "Perplexity" not in body
-    print("model card: front matter, measurements, provenance")
 
 
-def test_unknown_settings(b, model):
+def test_unknown_settings(b):
     """Settings of a later version are missing in a model card, which only an export of a directory has."""
-    folder = b.convert(model, weights__group_size=32, kv__method="token")
+    folder = b.convert(b.model, weights__group_size=32, kv__method="token")
     path = folder / "manifest.json"
     doc = json.loads(path.read_text())
     doc["config"]["colour"] = "red"
@@ -585,28 +570,26 @@ def test_unknown_settings(b, model):
     for form, more, warns in (("dense", [], True), ("dense", ["--plan"], True), ("gguf", ["--gguf-pre", "none"], False)):
         said = b.run("export", folder, "--format", form, "-o", b.place(form), *more).stderr.decode()
         assert ("colour" in said and "a model card does not list the settings" in said) == warns, said
-    print("settings of a later version: a warning where a model card is written")
 
 
-def test_cache(b, model, text):
+def test_cache(b):
     folder = b.place("calibrated")
-    b.run("quantize", model, "-q", "--data", text, "-o", folder, "--set", "calibration.seqlen=32", "--set",
+    b.run("quantize", b.model, "-q", "--data", b.text, "-o", folder, "--set", "calibration.seqlen=32", "--set",
           "calibration.samples=2", "--set", "calibration.epochs=1", "--set", "crr.blocks=0", "--set",
           "weights.group_size=32", "--set", "kv.rotate=kv")
-    said = b.run("export", folder, "--format", "awq", "-o", "no", status=2).stderr.decode()
+    said = b.run("export", folder, "--format", "awq", "-o", "no", want=2).stderr.decode()
     parts = "the smoothing of keys, the shift of keys, the smoothing of values, the shift of values, the rotation of keys"
-    assert parts in said and "--kv drop" in said and not (b.folder / "no").exists(), said
+    assert parts in said and "--kv drop" in said and not (b.path / "no").exists(), said
     done = b.run("export", folder, "--format", "awq", "--kv", "drop", "-o", "yes")
     assert b"dropped: The cache's calibration (" + parts.encode() in done.stderr
     assert b"carried: The rotation of values is in the weights" in done.stderr
-    check_packed(Artifact(folder), b.folder / "yes", "awq")
-    body = (b.folder / "yes" / "README.md").read_text()
+    check_packed(Artifact(folder), b.path / "yes", "awq")
+    body = (b.path / "yes" / "README.md").read_text()
     listed = json.loads(re.search(r"### Different from the defaults.*?```json\n(.*?)```", body, re.S)[1])
     assert listed.pop("run.compute") in ("f32", "bf16"), "what auto chose"
     assert listed == {"calibration.seqlen": 32, "calibration.samples": 2, "calibration.epochs": 1, "crr.blocks": 0,
                       "weights.group_size": 32, "kv.rotate": "kv"}, listed
-    assert "wkvq export ARTIFACT --format awq --kv drop -o OUT" in (b.folder / "yes" / "README.md").read_text()
-    print("calibrated cache: refused, or dropped and said")
+    assert "wkvq export ARTIFACT --format awq --kv drop -o OUT" in (b.path / "yes" / "README.md").read_text()
 
 
 def test_range(b):
@@ -619,35 +602,10 @@ def test_range(b):
     tiny.write_safetensors(model / "model.safetensors", [(n, *t) for n, t in tensors.items()])
     folder = b.convert(model, weights__group_size=0)
     for form in ("compressed-tensors", "awq", "dense"):
-        said = b.run("export", folder, "--format", form, "-o", "no", status=2).stderr.decode()
-        assert "model.norm.weight holds 100000, beyond float16's 65504" in said and not list(b.folder.glob("no*")), said
+        said = b.run("export", folder, "--format", form, "-o", "no", want=2).stderr.decode()
+        assert "model.norm.weight holds 100000, beyond float16's 65504" in said and not list(b.path.glob("no*")), said
     check_all(b, folder, ("bf16", "f32"))
-    print("range: nothing becomes infinite")
-
-
-def main():
-    wkvq, golden = (pathlib.Path(p).resolve() for p in sys.argv[1:3])
-    with tempfile.TemporaryDirectory(prefix="wkvq-export-") as name:
-        b = Bench(wkvq, pathlib.Path(name))
-        model, text = b.folder / "wide", b.folder / "t.txt"
-        tiny.make_model(model, **WIDE)
-        tiny.make_text(text)
-        test_groups(b, model)
-        test_portable(b, golden)
-        test_gemma(b, golden)
-        test_mixed(b, model)
-        test_fused(b)
-        test_head(b, model, golden)
-        test_odd_widths(b)
-        test_families(b, golden)
-        test_experts(b, golden)
-        test_bits(b, model)
-        test_same_bytes(b, model)
-        test_card(b, model, text)
-        test_unknown_settings(b, model)
-        test_cache(b, model, text)
-        test_range(b)
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Bench, arguments=2)

@@ -6,13 +6,12 @@ A tiny model is calibrated, packed, verified, refined and decoded. What a family
 show: without it, the same weights have another perplexity. tests/golden has logits to check absolute values."""
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "convert"))
 import check_artifact as reader
+import harness
 import tiny
 
 RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=1", "crr.blocks=1",
@@ -20,19 +19,14 @@ RECIPE = ["calibration.samples=2", "calibration.seqlen=48", "calibration.epochs=
 REFINE = ["refine.samples=8", "refine.guard=1", "refine.seqlen=48", "refine.batch=4"]
 
 
-class Fixture:
+class Fixture(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = pathlib.Path(wkvq).resolve(), pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_text(self.path / "text.txt", 900)
-
-    def run(self, *args):
-        done = subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True, timeout=300, text=True)
-        assert done.returncode == 0, f"{' '.join(args)}\n{done.stderr}"
-        return done.stdout
 
     def ppl(self, name, *more):
         return json.loads(self.run("eval", name, "--data", "text.txt", "--ctx", "64", "--windows", "6",
-                                   "--json", *more))["ppl"]
+                                   "--json", *more).stdout)["ppl"]
 
     def make(self, name, **settings):
         """Makes a model NAME. A setting None takes the field of tiny.CONFIG away."""
@@ -43,7 +37,7 @@ class Fixture:
         sets = [w for pair in [*RECIPE, *more] for w in ("--set", pair)]
         said = self.run("quantize", name, "--data", "text.txt", "-o", name + ".q", "-j1", "--json", *sets)
         self.run("verify", name + ".q", "--against", name, "--data", "text.txt")
-        return json.loads(said)
+        return json.loads(said.stdout)
 
     def refine(self, name):
         """Makes and verifies the artifact NAME.r from NAME.q."""
@@ -80,7 +74,7 @@ def test_granite(f):
     factors = {"embedding_multiplier": 6.0, "attention_multiplier": 0.25, "residual_multiplier": 0.4,
                "logits_scaling": 0.5}
     f.make("granite", **named("granite", **factors))
-    for key, value in factors.items():
+    for key in factors:
         f.make(key, **named("granite", **{**factors, key: 1.0}))
     f.differ("granite", "embedding_multiplier")
     full = f.ppl("granite")
@@ -216,16 +210,5 @@ def test_sliding_window(f):
         assert abs(have - want) < 1e-4 * want < abs(other - want), (chunk, have, want, other)
 
 
-def main(names_of):
-    wkvq, *wanted = names_of
-    tests = {n: t for n, t in globals().items() if n.startswith("test_")}
-    for name, test in tests.items():
-        if wanted and name not in wanted:
-            continue
-        with tempfile.TemporaryDirectory(prefix="wkvq-families-") as folder:
-            test(Fixture(wkvq, folder))
-        print("ok", name)
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    harness.main(globals(), Fixture, fresh=True)

@@ -6,27 +6,23 @@ Stop strings compared with the text without them; sampling by seed; the reported
 import json
 import pathlib
 import re
-import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 PROMPT, TOKENS = "The ", 40
 
 
-class Bench:
-    def __init__(self, wkvq, demo, folder):
-        self.wkvq, self.demo, self.folder = wkvq, demo, pathlib.Path(folder)
-        self.run("convert", demo, "-o", "demo")
-        self.text = self.generate()[0]
+class Bench(harness.Bench):
+    decode = False
 
-    def run(self, *args, want=0):
-        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=120)
-        if done.returncode != want:
-            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}\n{done.stderr.decode()}")
-        return done
+    def __init__(self, wkvq, demo, folder):
+        super().__init__(wkvq, folder)
+        self.demo = pathlib.Path(demo).resolve()
+        self.run("convert", self.demo, "-o", "demo")
+        self.text = self.generate()[0]
 
     def generate(self, *more, model="demo"):
         """Returns stdout without the newline that is added, and stderr."""
@@ -67,7 +63,7 @@ def test_stop_that_never_ends(b):
 
 def test_characters_in_pieces(b):
     """A tokenizer of bytes: the tokens of one character arrive one by one, and a stop string ends between two."""
-    tiny.make_model(b.folder / "bytes")
+    tiny.make_model(b.path / "bytes")
     b.run("convert", "bytes", "-o", "tiny")
     for seed in range(100):  # until one does not end soon and has a character of several bytes
         sample = ("--temperature", "3", "--seed", str(seed))
@@ -119,11 +115,9 @@ def test_cache(b):
 def test_prompt_from_elsewhere(b):
     """Standard input and a file give the text of -p, without the last line end; JSON has the prompt itself."""
     prompt, out = "The\n two  ", []
-    (b.folder / "p.txt").write_bytes(prompt.encode() + b"\r\n")
+    (b.path / "p.txt").write_bytes(prompt.encode() + b"\r\n")
     for args in (("-p", prompt), ("-p", "-"), ("--prompt-file", "p.txt"), ("--prompt-file", "-")):
-        done = subprocess.run([b.wkvq, "generate", "demo", *args, "-n", "9", "--json"], cwd=b.folder, capture_output=True,
-                              input=prompt.encode() + b"\n", timeout=120)
-        assert not done.returncode, (args, done.stderr)
+        done = b.run("generate", "demo", *args, "-n", 9, "--json", stdin=prompt.encode() + b"\n")
         out.append(json.loads(done.stdout))
     assert all(o["ids"] == out[0]["ids"] and o["prompt"] == prompt for o in out), out
 
@@ -144,20 +138,5 @@ def test_too_long(b):
     assert not done.stdout and b"prompt and --n-tokens" in done.stderr and str(length).encode() in done.stderr, done.stderr
 
 
-def main():
-    failed = 0
-    tests = [t for n, t in globals().items() if n.startswith("test_")]
-    with tempfile.TemporaryDirectory() as folder:
-        b = Bench(str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve(), folder)
-        for test in tests:
-            try:
-                test(b)
-                print("ok  ", test.__name__, flush=True)
-            except Exception as e:
-                failed += 1
-                print("FAIL", test.__name__, repr(e), flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(1 if main() else 0)
+    harness.main(globals(), Bench, arguments=2)

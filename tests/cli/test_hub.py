@@ -4,8 +4,8 @@
 import json
 import os
 import shutil
-import sys
 
+import harness
 import test_sweep
 import tiny
 
@@ -35,12 +35,12 @@ def inspect(f, name, want=0, **places):
     for place in PLACES:
         os.environ.pop(place, None)
     os.environ.update({"HF_HUB_CACHE": str(f.path / "cache")} if not places else places)
-    return f.run([f.wkvq, "tokenize", name, "text.txt", "-v"], want=want)
+    return f.run("tokenize", name, "text.txt", "-v", want=want)
 
 
 def test_names(f):
     repo = cache(f)
-    want = f.run([f.wkvq, "tokenize", repo / "snapshots" / COMMIT, "text.txt"]).stdout
+    want = f.run("tokenize", repo / "snapshots" / COMMIT, "text.txt").stdout
     for name, commit in (("org/tiny", COMMIT), ("org/tiny@main", COMMIT), ("org/tiny@v1.0", OTHER),
                          (f"org/tiny@{OTHER}", OTHER)):
         done = inspect(f, name)
@@ -120,21 +120,21 @@ def test_every_command(f):
     """A model is found in each command that takes one, and the artifact and its card name it."""
     cache(f)
     inspect(f, "org/tiny")
-    f.run([f.wkvq, "convert", "org/tiny", "-o", "art", "-q", "--set", "weights.group_size=12", "--set", "kv.group_size=8"])
+    f.run("convert", "org/tiny", "-o", "art", "-q", "--set", "weights.group_size=12", "--set", "kv.group_size=8")
     manifest = json.loads((f.path / "art/manifest.json").read_text())
     assert manifest["provenance"]["base_model"] == "org/tiny", manifest["provenance"]
     text = ["--data", "text.txt", "--windows", "1", "--ctx", "32", "-q"]
-    first = f.run([f.wkvq, "eval", "org/tiny", *text, "--json"]).stdout
+    first = f.run("eval", "org/tiny", *text, "--json").stdout
     assert json.loads(first)["ppl"] > 1
-    f.run([f.wkvq, "eval", "art", "--against", "org/tiny", *text])
-    f.run([f.wkvq, "verify", "art", "--against", "org/tiny", "-q"])
-    f.run([f.wkvq, "inspect", "org/tiny"])
-    f.run([f.wkvq, "quantize", "org/tiny", "--plan", "--data", "text.txt", "-o", "no", "--set", "calibration.seqlen=64"])
-    f.run([f.wkvq, "calibrate", "org/tiny", "--plan", "--data", "text.txt", "-o", "no", "--set", "calibration.seqlen=64"])
-    f.run([f.wkvq, "sweep", "s.yaml", "-m", "org/tiny", "--plan", "--data", "text.txt", "-o", "no"])
-    f.run([f.wkvq, "export", "art", "--format", "dense", "-o", "card", "-q"])
+    f.run("eval", "art", "--against", "org/tiny", *text)
+    f.run("verify", "art", "--against", "org/tiny", "-q")
+    f.run("inspect", "org/tiny")
+    f.run("quantize", "org/tiny", "--plan", "--data", "text.txt", "-o", "no", "--set", "calibration.seqlen=64")
+    f.run("calibrate", "org/tiny", "--plan", "--data", "text.txt", "-o", "no", "--set", "calibration.seqlen=64")
+    f.run("sweep", "s.yaml", "-m", "org/tiny", "--plan", "--data", "text.txt", "-o", "no")
+    f.run("export", "art", "--format", "dense", "-o", "card", "-q")
     assert "base_model: org/tiny\n" in (f.path / "card/README.md").read_text()
 
 
 if __name__ == "__main__":
-    sys.exit(test_sweep.main(globals()))
+    harness.main(globals(), test_sweep.Fixture)

@@ -9,14 +9,13 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
-import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "convert")]
 import check_artifact as reader
 import foreign
+import harness
 import tiny
 
 TRAIN = ["--data", "t.txt", "--set", "calibration.samples=4", "--set", "calibration.seqlen=64", "--set",
@@ -24,19 +23,15 @@ TRAIN = ["--data", "t.txt", "--set", "calibration.samples=4", "--set", "calibrat
 REFINE = ["--set", "refine.samples=4", "--set", "refine.seqlen=64", "--set", "refine.guard=2"]
 
 
-class Bench:
+class Bench(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.folder, self.count = wkvq, folder, 0
-        tiny.make_text(folder / "t.txt")
-
-    def run(self, *args, status=0):
-        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
-        assert done.returncode == status, f"{args}: exit {done.returncode}, want {status}\n{done.stderr.decode()}"
-        return done.stderr.decode()
+        super().__init__(wkvq, folder)
+        self.count = 0
+        tiny.make_text(self.path / "t.txt")
 
     def place(self, name):
         self.count += 1
-        return self.folder / f"{self.count}-{name}"
+        return self.path / f"{self.count}-{name}"
 
     def make(self, **what):
         path = self.place("foreign")
@@ -44,7 +39,7 @@ class Bench:
 
     def convert(self, path, *more):
         out = self.place("artifact")
-        said = self.run("convert", path, "--weights-from", path, "-o", out, *more)
+        said = self.run("convert", path, "--weights-from", path, "-o", out, *more).stderr
         return out, said
 
 
@@ -111,7 +106,7 @@ def test_inspect(b):
     """Bits, groups, bytes and what is not packed, counted from the files."""
     for what in VARIANTS:
         path, linears = b.make(**what)
-        said = json.loads(subprocess.run([b.wkvq, "inspect", path, "--json"], capture_output=True, timeout=300).stdout)
+        said = json.loads(b.run("inspect", path, "--json").stdout)
         q, arch = said["quantization"], said["model"]
         have = {name: size for name, size in stored_bytes(path) if name.rsplit(".", 1)[0] in linears}
         weights = sum(x.rows * x.cols for x in linears.values())
@@ -219,7 +214,7 @@ def test_group_order(b):
         check_codes(out, linears, order)
     path, _ = b.make(g_idx=[c % 3 for c in range(96)], mixed={"mlp.down_proj": (4, 0)}, keep=[
         f"model.layers.{i}.mlp.down_proj" for i in range(2)])
-    said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), status=2)
+    said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), want=2).stderr
     assert "model.layers.0.mlp.gate_proj.weight_g_idx: columns 0 and 1 are in different groups" in said, said
 
 
@@ -311,7 +306,7 @@ def test_experts_that_do_not_fit(b):
              "tensor model.layers.0.mlp.experts.gate_proj.weight stands beside those of single experts"),
             ({"also": ["model.layers.0.mlp.gate"]}, "model.layers.0.mlp.gate.weight_packed is packed, but only the projections")):
         path, _ = b.make(model=model, **what)
-        said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), status=2)
+        said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), want=2).stderr
         assert text in said, said
 
 
@@ -321,7 +316,7 @@ def test_conflicts(b):
     wrong = {"weights.scale_bits": "7", "weights.group_size": "64", "weights.mixed": "q_proj=8", "weights.bits": "8",
              "weights.round": "learned", "kv.rotate": "kv"}
     convert = ["convert", path, "--weights-from", path, *(w for k, v in wrong.items() for w in ("--set", f"{k}={v}"))]
-    said = b.run(*convert, "-o", b.place("no"), status=2)
+    said = b.run(*convert, "-o", b.place("no"), want=2).stderr
     assert all(f"{key} is {value} (" in said for key, value in wrong.items()), said
     (cure,) = re.findall(r"or add((?: --set [a-z_.]+=\S*)+)$", said, re.M)
     assert cure.count("--set") == len(wrong), cure
@@ -355,7 +350,7 @@ def test_calibration(b):
     assert cache_of(out) == caches[2]
     b.run("verify", out, "--against", path, "--state", state, "--data", "t.txt")
     b.run("eval", path, "--state", state, "--data", "t.txt", "--windows", "1", "--ctx", "64")
-    said = b.run("calibrate", path, "--weights-from", path, "-o", state, *TRAIN, status=2)
+    said = b.run("calibrate", path, "--weights-from", path, "-o", state, *TRAIN, want=2).stderr
     assert "full_precision" in said, said
 
 
@@ -375,15 +370,5 @@ def test_refinement(b):
         assert tensors(out)[norm] != before[norm], f"{learn}: gains were not refined"
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(folder))
-        wanted = sys.argv[2:]
-        for name, test in list(globals().items()):
-            if name.startswith("test_") and (not wanted or name in wanted):
-                test(bench)
-                print(f"{name}: passed", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Bench)

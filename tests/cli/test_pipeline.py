@@ -11,19 +11,21 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 RECIPE = ["calibration.samples=24", "calibration.seqlen=96", "calibration.epochs=5",
           "weights.group_size=12", "kv.group_size=8", "crr.blocks=1"]
 
 
-class Fixture:
+class Fixture(harness.Bench):
+    decode = False
+
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_model(self.path / "model", num_hidden_layers=4)
         tiny.make_text(self.path / "text.txt", 3000)
 
@@ -31,13 +33,6 @@ class Fixture:
         sets = [w for pair in recipe for w in ("--set", pair)]
         return [self.wkvq, "quantize", "model", "--data", "text.txt", "-o", out, "--keep-state",
                 "-j1", *sets, *more]
-
-    def run(self, args, want=0):
-        done = subprocess.run(args, cwd=self.path, capture_output=True, timeout=300)
-        if done.returncode != want:
-            raise AssertionError(f"{' '.join(args)}\nexit {done.returncode}, want {want}\n"
-                                 + done.stderr.decode(errors="replace"))
-        return done
 
     def start(self, args):
         return subprocess.Popen(args, cwd=self.path, stdout=subprocess.DEVNULL,
@@ -51,7 +46,7 @@ class Fixture:
 
     def reference(self):
         if not (self.path / "reference").exists():
-            self.run(self.command("reference"))
+            self.call(self.command("reference"))
         return self.files("reference"), self.files("reference.state")
 
     def expect_reference(self, out, what):
@@ -79,7 +74,7 @@ def wait_for_event(log, event, process):
 
 
 def test_twice_gives_the_same_bytes(f):
-    f.run(f.command("again"))
+    f.call(f.command("again"))
     f.expect_reference("again", "second run")
 
 
@@ -103,14 +98,14 @@ def test_interrupted_and_resumed(f):
         manifest = json.loads((f.path / "stopped.state" / "manifest.json").read_text())
         assert len(manifest["done"]) < 4, "interrupted too late to show anything"
         assert manifest["partial"], "no block in work was saved"
-        f.run(f.command("stopped"))
+        f.call(f.command("stopped"))
         f.expect_reference("stopped", f"after {sig.name}")
 
 
 def test_a_state_without_measured_samples_resumes(f):
     """Before calibration.eval_samples existed, all samples were measured. A state from then resumes that way,
     where the run does not name a number."""
-    f.run(f.command("all", "--set", "calibration.eval_samples=0"))
+    f.call(f.command("all", "--set", "calibration.eval_samples=0"))
     _, reference = f.reference()
     assert b"eval_samples" in reference["manifest.json"] and b"eval_samples" not in f.files("all.state")["manifest.json"]
     log = f.path / "old.json"
@@ -118,24 +113,24 @@ def test_a_state_without_measured_samples_resumes(f):
     wait_for_event(log, '"epoch", "block": 1', process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, process.returncode
-    done = f.run(f.command("old", "--set", "calibration.eval_samples=16"), want=2)
+    done = f.call(f.command("old", "--set", "calibration.eval_samples=16"), want=2)
     assert b"config.calibration.eval_samples is 0 in the state and 16 in this run" in done.stderr, done.stderr
-    f.run(f.command("old"))
+    f.call(f.command("old"))
     assert f.files("old") == f.files("all") != f.files("reference")
     assert f.files("old.state") == f.files("all.state")
 
 
 def test_streams_on_disk(f):
-    plan = f.run(f.command("disk", "--memory", "100k", "--plan", "--json"))
+    plan = f.call(f.command("disk", "--memory", "100k", "--plan", "--json"))
     assert json.loads(plan.stdout)["streams_on_disk"] is True, plan.stdout
-    f.run(f.command("disk", "--memory", "100k"))
+    f.call(f.command("disk", "--memory", "100k"))
     f.expect_reference("disk", "streams on disk")
 
 
 def test_another_configuration_is_refused(f):
     f.reference()
     other = [*RECIPE, "crr.loss=mse"]
-    done = f.run(f.command("reference", recipe=other), want=2)
+    done = f.call(f.command("reference", recipe=other), want=2)
     assert b'config.crr.loss is "mae" in the state and "mse" in this run' in done.stderr, done.stderr
     f.reference()
 
@@ -144,7 +139,7 @@ def test_two_processes_on_one_state(f):
     log = f.path / "two.json"
     first = f.start(f.command("two", "--log-json", str(log)))
     wait_for_event(log, '"step"', first)
-    done = f.run(f.command("two"), want=2)
+    done = f.call(f.command("two"), want=2)
     assert b"another process works on this state" in done.stderr, done.stderr
     assert first.wait(120) == 0
     f.expect_reference("two", "beside another process")
@@ -152,22 +147,22 @@ def test_two_processes_on_one_state(f):
 
 def test_state_goes_when_verified(f):
     args = [a for a in f.command("gone") if a != "--keep-state"]
-    f.run(args)
+    f.call(args)
     assert not (f.path / "gone.state").exists()
-    done = f.run(args, want=2)
+    done = f.call(args, want=2)
     assert b"--force" in done.stderr
-    f.run([*args, "--force"])
+    f.call([*args, "--force"])
     assert f.files("gone") == f.reference()[0]
 
 
 def test_stages_alone_give_the_same_artifact(f):
     artifact, state = f.reference()
     sets = [w for pair in RECIPE for w in ("--set", pair)]
-    f.run([f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "alone.state", "-j1", *sets])
-    f.run([f.wkvq, "convert", "model", "--state", "alone.state", "-o", "alone", "-j1"])
+    f.run("calibrate", "model", "--data", "text.txt", "-o", "alone.state", "-j1", *sets)
+    f.run("convert", "model", "--state", "alone.state", "-o", "alone", "-j1")
     assert f.files("alone.state") == state
     assert f.files("alone") == artifact
-    f.run([f.wkvq, "verify", "alone", "--against", "model"])
+    f.run("verify", "alone", "--against", "model")
 
 
 def test_gptq(f):
@@ -186,15 +181,14 @@ def test_gptq(f):
     assert f.files("gptq") == f.files("gptq-again")
     assert f.files("gptq.state") == f.files("gptq-again.state")
     args = [f.wkvq, "verify", "gptq", "--against", "model", "--data", "text.txt", "--json"]
-    with_state = json.loads(f.run([*args, "--state", "gptq.state"]).stdout)
+    with_state = json.loads(f.call([*args, "--state", "gptq.state"]).stdout)
     assert with_state["passed"] and with_state["weights_unchecked"] == 0, with_state
-    alone = json.loads(f.run(args).stdout)
+    alone = json.loads(f.call(args).stdout)
     linears = 4 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48)
     assert alone["passed"] and alone["weights_unchecked"] == linears, alone
     assert alone["weights_compared"] + linears == with_state["weights_compared"]
     assert not f.path.joinpath("nearest").exists()
-    done = f.run([f.wkvq, "convert", "model", "--set", "weights.method=gptq", "-o", "nearest"],
-                 want=2)
+    done = f.run("convert", "model", "--set", "weights.method=gptq", "-o", "nearest", want=2)
     assert b"gptq needs calibration" in done.stderr, done.stderr
 
 
@@ -228,21 +222,21 @@ def test_mixed_cache(f):
         assert (set(values) == {1.0}) == alone, (name, values)
     # heads of 8, by docs/artifact.md: bytes of codes, and 4 a group; base: 4 bits, one group
     heads = [(5 + 8) + (3 + 4), 16 + 16, (5 + 8) + (4 + 4), (5 + 8) + (8 + 4)]
-    seen = json.loads(f.run([f.wkvq, "inspect", "mixed", "--json", "--length", "10"]).stdout)
+    seen = json.loads(f.run("inspect", "mixed", "--json", "--length", "10").stdout)
     assert abs(seen["kv_bits"] - sum(heads) * 8 / (4 * 2 * 8)) < 1e-9, seen["kv_bits"]
     assert seen["memory"]["kv_bytes"] == 10 * 2 * sum(heads), seen["memory"]
-    done = json.loads(f.run([f.wkvq, "verify", "mixed", "--against", "model", "--data", "text.txt",
-                             "--state", "mixed.state", "--json"]).stdout)
+    done = json.loads(f.run("verify", "mixed", "--against", "model", "--data", "text.txt",
+                            "--state", "mixed.state", "--json").stdout)
     assert done["passed"] and done["weights_unchecked"] == 0, done
     ppl = [f.wkvq, "eval", "mixed", "--data", "text.txt", "--ctx", "64", "--windows", "3", "--json"]
-    simulated, decoded = (json.loads(f.run([*ppl, *more]).stdout) for more in ([], ["--decode"]))
+    simulated, decoded = (json.loads(f.call([*ppl, *more]).stdout) for more in ([], ["--decode"]))
     for row in (simulated, decoded): # as inspect measures the artifact, not the bits of its codes
         assert all(abs(row[key] - seen[key]) < 1e-8 for key in ("weight_bits", "kv_bits")), (row, seen)
     assert abs(simulated["nll"] - decoded["nll"]) <= 2e-3, (simulated, decoded)
-    full = json.loads(f.run([*ppl, "--kv-bits", "16"]).stdout)
+    full = json.loads(f.call([*ppl, "--kv-bits", "16"]).stdout)
     assert full["kv_bits"] == 16 and abs(full["nll"] - simulated["nll"]) > 1e-5, (full, simulated)
     other = [*recipe[:-1], "kv.mixed=" + mix.replace("0.v=3", "0.v=4")]
-    done = f.run(f.command("mixed", recipe=other), want=2)
+    done = f.call(f.command("mixed", recipe=other), want=2)
     assert b"config.kv.mixed is" in done.stderr, done.stderr
 
 
@@ -258,23 +252,23 @@ def test_mixed_weights(f):
     mixed = "v_proj=8:8, 3.q_proj=16, up_proj=3, 0-1.down_proj=5:0"
     recipe = [*RECIPE, "weights.mixed= 0-1.down_proj=5:0,up_proj=3,v_proj=8:8,3.q_proj=16",
               "weights.round=learned", "weights.init=search", "calibration.epochs=2"]
-    f.run(f.command("mixed-weights", recipe=recipe))
+    f.call(f.command("mixed-weights", recipe=recipe))
     log = f.path / "mixed-weights.json"
     process = f.start(f.command("mixed-weights-again", "--log-json", str(log), recipe=recipe))
     wait_for_event(log, '"epoch", "block": 1', process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, process.returncode
-    f.run(f.command("mixed-weights-again", recipe=recipe))
+    f.call(f.command("mixed-weights-again", recipe=recipe))
     assert f.files("mixed-weights") == f.files("mixed-weights-again")
     assert f.files("mixed-weights.state") == f.files("mixed-weights-again.state")
-    done = f.run(f.command("mixed-weights", recipe=[r for r in recipe if "mixed" not in r]), want=2)
+    done = f.call(f.command("mixed-weights", recipe=[r for r in recipe if "mixed" not in r]), want=2)
     assert b'config.weights.mixed is "3.q_proj=16, v_proj=8:8' in done.stderr, done.stderr
     assert b"in the state and nothing in this run" in done.stderr, done.stderr
     f.reference()
-    done = f.run(f.command("reference", recipe=[*RECIPE, "weights.mixed=v_proj=5"]), want=2)
+    done = f.call(f.command("reference", recipe=[*RECIPE, "weights.mixed=v_proj=5"]), want=2)
     assert b'config.weights.mixed is nothing in the state and "v_proj=5" in this run' in done.stderr, done.stderr
 
-    what = json.loads(f.run([f.wkvq, "inspect", "mixed-weights", "--json"]).stdout)
+    what = json.loads(f.run("inspect", "mixed-weights", "--json").stdout)
     spec = what["quantization"]
     assert spec["format_version"] == 3, spec
     rules = set(mixed.split(", "))
@@ -291,11 +285,11 @@ def test_mixed_weights(f):
     assert abs(what["weight_bits"] - bits / what["quantized_weights"]) < 1e-6, (what, bits)
 
     args = ["--data", "text.txt", "--json"]
-    report = json.loads(f.run([f.wkvq, "verify", "mixed-weights", "--against", "model", "--state",
-                               "mixed-weights.state", *args]).stdout)
+    report = json.loads(f.run("verify", "mixed-weights", "--against", "model", "--state",
+                              "mixed-weights.state", *args).stdout)
     assert report["passed"] and report["weights_unchecked"] == 0, report
     args = ["--ctx", "64", "--windows", "3", *args]
-    nll = [json.loads(f.run([f.wkvq, "eval", *way, *args]).stdout)["nll"]
+    nll = [json.loads(f.run("eval", *way, *args).stdout)["nll"]
            for way in (["mixed-weights"], ["mixed-weights", "--decode"], ["model", "--state", "mixed-weights.state"])]
     assert max(nll) - min(nll) <= 2e-3, nll
 
@@ -311,38 +305,38 @@ def test_head(f):
         tiny.write_safetensors(f.path / model / "model.safetensors", kept)
         sets = ["--set", "head.bits=6", "--set", "head.group_size=12", "--set", "kv.bits=16"]
         for name, threads in ((out, "-j1"), (out + "-again", "-j2")):
-            f.run([f.wkvq, "convert", model, "-o", name, threads, *sets])
+            f.run("convert", model, "-o", name, threads, *sets)
         assert f.files(out) == f.files(out + "-again")
-        what = json.loads(f.run([f.wkvq, "inspect", out, "--json"]).stdout)
+        what = json.loads(f.run("inspect", out, "--json").stdout)
         vocab, width = what["model"]["vocab_size"], what["model"]["hidden_size"]
         bits = packed_bits(vocab, width, 6, 12) * (1 if tied else 2)
         assert 8 * what["head_bytes"] == bits, (what, bits)
         assert what["quantization"]["format_version"] == 5, what
         assert what["quantization"]["head"] == {"bits": 6, "group_size": 12}, what
         args = ["--data", "text.txt", "--json"]
-        report = json.loads(f.run([f.wkvq, "verify", out, "--against", model, *args]).stdout)
+        report = json.loads(f.run("verify", out, "--against", model, *args).stdout)
         assert report["passed"], report
         args = ["--ctx", "64", "--windows", "3", *args]
         rtn = ["--simulate", "rtn", *sets]
-        nll = [json.loads(f.run([f.wkvq, "eval", *way, *args]).stdout)["nll"]
+        nll = [json.loads(f.run("eval", *way, *args).stdout)["nll"]
                for way in ([out], [out, "--decode"], [model, *rtn])]
         assert max(nll) - min(nll) <= 1e-4, nll
-        plain = json.loads(f.run([f.wkvq, "eval", model, *rtn[:2], "--set", "kv.bits=16", *args]).stdout)["nll"]
+        plain = json.loads(f.run("eval", model, *rtn[:2], "--set", "kv.bits=16", *args).stdout)["nll"]
         assert abs(plain - nll[0]) > 1e-4, (plain, nll)
-        f.run([f.wkvq, "generate", out, "-p", "a", "-n", "4"])
+        f.run("generate", out, "-p", "a", "-n", "4")
     recipe = [*RECIPE, "head.bits=4", "calibration.epochs=1"]
-    f.run(f.command("head", recipe=recipe))
+    f.call(f.command("head", recipe=recipe))
     args = ["--ctx", "64", "--windows", "3", "--data", "text.txt", "--json"]
-    nll = [json.loads(f.run([f.wkvq, "eval", *way, *args]).stdout)["nll"]
+    nll = [json.loads(f.run("eval", *way, *args).stdout)["nll"]
            for way in (["head"], ["model", "--state", "head.state"])]
     assert abs(nll[0] - nll[1]) <= 1e-5, nll
-    done = f.run(f.command("head", recipe=[r for r in recipe if "head" not in r]), want=2)
+    done = f.call(f.command("head", recipe=[r for r in recipe if "head" not in r]), want=2)
     assert b"config.head.bits is 4 in the state and 16 in this run" in done.stderr, done.stderr
 
 
 def test_machine_output(f):
     log = f.path / "machine.json"
-    done = f.run(f.command("machine", "--json", "--quiet", "--log-json", str(log)))
+    done = f.call(f.command("machine", "--json", "--quiet", "--log-json", str(log)))
     result = json.loads(done.stdout)
     assert result["passed"] is True and result["weight_bits"] > 4, result
     assert not done.stderr, done.stderr
@@ -351,16 +345,16 @@ def test_machine_output(f):
     assert {"phase", "step", "epoch", "block"} <= kinds, kinds
     shares = [e["done"] for e in events if "done" in e]
     assert shares == sorted(shares) and 0 <= shares[0] and shares[-1] <= 1, "share runs back"
-    done = f.run([f.wkvq, "eval", "machine", "--data", "text.txt", "--ctx", "64", "--windows",
-                  "3", "--json"])
+    done = f.run("eval", "machine", "--data", "text.txt", "--ctx", "64", "--windows",
+                 "3", "--json")
     result = json.loads(done.stdout)
     assert result["windows"] == 3 and result["tokens"] == 3 * 63, result
-    decoded = f.run([f.wkvq, "eval", "machine", "--data", "text.txt", "--ctx", "64",
-                     "--windows", "3", "--json", "--decode"])
+    decoded = f.run("eval", "machine", "--data", "text.txt", "--ctx", "64",
+                    "--windows", "3", "--json", "--decode")
     gap = json.loads(decoded.stdout)["nll"] - result["nll"]
     assert abs(gap) <= 2e-3, (result, decoded.stdout)
-    prompt = [json.loads(f.run([f.wkvq, "eval", "machine", "--data", "text.txt", "--ctx", "64", "--windows", "3",
-                                "--json", "--decode", "--chunk", "32", "--set", f"run.compute={compute}"]).stdout)
+    prompt = [json.loads(f.run("eval", "machine", "--data", "text.txt", "--ctx", "64", "--windows", "3",
+                               "--json", "--decode", "--chunk", "32", "--set", f"run.compute={compute}").stdout)
               for compute in ("f32", "bf16")]
     assert prompt[0]["compute"] == "f32" and prompt[1]["compute"] in ("bf16", "f32"), prompt
     # 16-bit activations move a loss by less than a single rounding of BF16 would
@@ -374,13 +368,13 @@ def test_two_threads(f):
     calm = ["--set", "optimizer.lr_clip=0.001", "--set", "optimizer.lr_smooth=0.001", "--set", "optimizer.lr_shift=1e-4",
             "--set", "optimizer.schedule=constant"]
     two = [a if a != "-j1" else "-j2" for a in f.command("two-threads", *calm)]
-    f.run(two)
+    f.call(two)
     first = f.files("two-threads"), f.files("two-threads.state")
     shutil.rmtree(f.path / "two-threads")
     shutil.rmtree(f.path / "two-threads.state")
-    f.run(two)
+    f.call(two)
     assert (f.files("two-threads"), f.files("two-threads.state")) == first, "other bytes"
-    f.run(f.command("one-thread", *calm))
+    f.call(f.command("one-thread", *calm))
     one = json.loads(f.files("one-thread.state")["manifest.json"])["done"]
     both = json.loads(first[1]["manifest.json"])["done"]
     for a, b in zip(one, both):
@@ -389,25 +383,5 @@ def test_two_threads(f):
     print("    one and two threads:", "same bytes" if same else "other bytes")
 
 
-def main(names_of):
-    """Runs the functions test_... of a module's globals on one fixture."""
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    tests = {n: t for n, t in names_of.items() if n.startswith("test_")}
-    chosen = sys.argv[2:] or tests
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(wkvq, folder)
-        for name in chosen:
-            began = time.monotonic()
-            try:
-                tests[name](f)
-                print(f"ok   {name} ({time.monotonic() - began:.1f} s)", flush=True)
-            except (AssertionError, KeyError, ValueError, OSError,
-                    subprocess.TimeoutExpired) as e:
-                failed += 1
-                print(f"FAIL {name}\n{e}", flush=True)
-    return failed != 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(globals()))
+    harness.main(globals(), Fixture)

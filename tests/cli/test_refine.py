@@ -8,16 +8,17 @@ import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
-from test_pipeline import RECIPE, main, wait_for_event
+from test_pipeline import RECIPE, Fixture, wait_for_event
 
 REFINE = ["refine.samples=12", "refine.seqlen=64", "refine.guard=3", "refine.batch=2",
           "refine.epochs=8", "refine.lr_scales=0.01", "refine.lr_norms=0.01"]
 
 
 def nll(f, *args):
-    done = f.run([f.wkvq, "eval", *args, "--task", "ppl", "--data", "text.txt", "--ctx", "64",
-                  "--windows", "6", "-j1", "-q", "--json"])
+    done = f.run("eval", *args, "--task", "ppl", "--data", "text.txt", "--ctx", "64",
+                 "--windows", "6", "-j1", "-q", "--json")
     return json.loads(done.stdout)["nll"]
 
 
@@ -47,9 +48,9 @@ def test_refinement(f):
     norms = [t for name, t in tensors.items() if name.endswith("norm.weight")]
     assert len(norms) == 9 and all(t["dtype"] == "F32" for t in norms), norms
     args = [f.wkvq, "verify", "refined", "--against", "model", "--data", "text.txt", "--json"]
-    with_state = json.loads(f.run([*args, "--state", "refined.state"]).stdout)
+    with_state = json.loads(f.call([*args, "--state", "refined.state"]).stdout)
     assert with_state["passed"] and with_state["weights_unchecked"] == 0, with_state
-    alone = json.loads(f.run(args).stdout)
+    alone = json.loads(f.call(args).stdout)
     unchecked = 4 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48) + 9 * 32
     assert alone["passed"] and alone["weights_unchecked"] == unchecked, alone
     f.reference()
@@ -60,24 +61,24 @@ def test_refinement(f):
 
 def test_refined_scales_keep_their_bits(f):
     """weights.scale_bits holds in refinement: the writer would refuse a scale of more bits."""
-    f.run(f.command("portable", recipe=[*RECIPE, *REFINE, "weights.scale_bits=7"]))
-    done = f.run([f.wkvq, "verify", "portable", "--against", "model", "--state", "portable.state", "--json"])
+    f.call(f.command("portable", recipe=[*RECIPE, *REFINE, "weights.scale_bits=7"]))
+    done = f.run("verify", "portable", "--against", "model", "--state", "portable.state", "--json")
     assert json.loads(done.stdout)["passed"], done.stdout
 
 
 def test_refinement_of_a_finished_calibration(f):
     """A state that was calibrated without refinement is refined by the same command with the settings
     of refinement: the same bytes as in one go. From then on they cannot change."""
-    f.run(f.command("one-go", recipe=[*RECIPE, *REFINE]))
+    f.call(f.command("one-go", recipe=[*RECIPE, *REFINE]))
     sets = [w for pair in RECIPE for w in ("--set", pair)]
     args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "later.state", "-j1", *sets]
-    f.run(args)
-    f.run(args + ["--set", "refine.samples=5", "--set", "refine.seqlen=64", "--plan"])
-    f.run(args + [w for pair in REFINE for w in ("--set", pair)])
+    f.call(args)
+    f.call(args + ["--set", "refine.samples=5", "--set", "refine.seqlen=64", "--plan"])
+    f.call(args + [w for pair in REFINE for w in ("--set", pair)])
     assert f.files("later.state") == f.files("one-go.state")
-    done = f.run(args, want=2)
+    done = f.call(args, want=2)
     assert b"config.refine.samples is 12 in the state and 0 in this run" in done.stderr, done.stderr
-    done = f.run(args + [w for pair in REFINE for w in ("--set", pair)] + ["--set", "refine.guard=4"], want=2)
+    done = f.call(args + [w for pair in REFINE for w in ("--set", pair)] + ["--set", "refine.guard=4"], want=2)
     assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
 
 
@@ -87,10 +88,10 @@ def test_an_unrefined_state_makes_no_artifact(f):
     wait_for_event(log, '"refine", "step": 20', process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130, process.returncode
-    done = f.run([f.wkvq, "convert", "model", "--state", "early.state", "-o", "none"], want=2)
+    done = f.run("convert", "model", "--state", "early.state", "-o", "none", want=2)
     assert b"calibrated, but not refined" in done.stderr, done.stderr
-    done = f.run([f.wkvq, "eval", "model", "--state", "early.state", "--task", "ppl", "--data", "text.txt",
-                  "--ctx", "64"], want=2)
+    done = f.run("eval", "model", "--state", "early.state", "--task", "ppl", "--data", "text.txt",
+                 "--ctx", "64", want=2)
     assert b"calibrated, but not refined" in done.stderr, done.stderr
     assert not (f.path / "none").exists()
 
@@ -98,7 +99,7 @@ def test_an_unrefined_state_makes_no_artifact(f):
 def test_guard_keeps_the_start(f):
     """Rates that ruin the model: the artifact computes what it would without refinement."""
     ruin = [*RECIPE, *REFINE, "refine.lr_scales=0.1", "refine.lr_norms=0.1"]
-    done = f.run(f.command("ruined", recipe=ruin))
+    done = f.call(f.command("ruined", recipe=ruin))
     assert b"refinement gained nothing" in done.stderr, done.stderr
     f.reference()
     assert nll(f, "ruined") == nll(f, "reference")
@@ -111,7 +112,7 @@ def test_refinement_needs_something_to_refine(f):
                         (["refine.guard=4000"], b"overlap none of the")):
         args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "refused.state"]
         sets = [w for pair in [*RECIPE, *REFINE, *more] for w in ("--set", pair)]
-        done = f.run(args + sets, want=2)
+        done = f.call(args + sets, want=2)
         assert words in done.stderr, done.stderr
         assert not (f.path / "refused.state").exists()
 
@@ -137,7 +138,7 @@ def killed_in_refinement(f, args, log):
 def test_refine_a_state(f):
     """In place, with the settings of refinement alone: the bytes of `calibrate` with all settings, also
     after a kill. Other settings and another text are refused, with both values."""
-    f.run(f.command("at-once", recipe=[*RECIPE, *REFINE]))
+    f.call(f.command("at-once", recipe=[*RECIPE, *REFINE]))
     f.reference()
     shutil.copytree(f.path / "reference.state", f.path / "place.state")
     (f.path / "other.txt").write_text((f.path / "text.txt").read_text()[:9000])
@@ -148,20 +149,20 @@ def test_refine_a_state(f):
                         (refine(f, "place.state", "--set", "refine.seqlen=300"), b"refine.seqlen: 300 tokens"),
                         (refine(f, "place.state", "-o", "out"), b"refined in place"),
                         (refine(f, "place.state", text="other.txt"), b"on its calibration's text")):
-        assert words in f.run(args, want=2).stderr, args
+        assert words in f.call(args, want=2).stderr, args
     assert f.files("place.state") == before
     killed_in_refinement(f, refine(f, "place.state"), "place.json")
-    done = f.run(refine(f, "place.state", "--set", "refine.guard=4"), want=2)  # a step is saved
+    done = f.call(refine(f, "place.state", "--set", "refine.guard=4"), want=2)  # a step is saved
     assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
-    done = json.loads(f.run(refine(f, "place.state", "--json")).stdout)
+    done = json.loads(f.call(refine(f, "place.state", "--json")).stdout)
     assert f.files("place.state") == f.files("at-once.state")
     for name, value in zip(("start", "best"), guard_loss(f, "place.state")):
         assert abs(done["refinement"][name] - value) < 1e-8, (done, value)
-    inspected = json.loads(f.run([f.wkvq, "inspect", "place.state", "--json"]).stdout)
+    inspected = json.loads(f.run("inspect", "place.state", "--json").stdout)
     assert inspected["refinement"] == done["refinement"], inspected
-    f.run([f.wkvq, "refine", "model", "place.state", "--data", "text.txt", "-j1"])  # its own settings
+    f.run("refine", "model", "place.state", "--data", "text.txt", "-j1")  # its own settings
     assert f.files("place.state") == f.files("at-once.state")
-    done = f.run(refine(f, "place.state", "--set", "refine.guard=4"), want=2)
+    done = f.call(refine(f, "place.state", "--set", "refine.guard=4"), want=2)
     assert b"config.refine.guard is 3 in the state and 4 in this run" in done.stderr, done.stderr
 
 
@@ -169,7 +170,7 @@ def test_refine_takes_160_samples_by_default(f):
     f.reference()
     shutil.copytree(f.path / "reference.state", f.path / "default.state")
     args = [f.wkvq, "refine", "model", "default.state", "--data", "text.txt", "-j1"]
-    f.run([*args, "--set", "refine.seqlen=8", "--set", "refine.batch=32"])
+    f.call([*args, "--set", "refine.seqlen=8", "--set", "refine.batch=32"])
     identity = json.loads((f.path / "default.state" / "manifest.json").read_text())["identity"]
     assert identity["config"]["refine"]["samples"] == 160, identity
     assert len(identity["text"]["refine_windows"]) == 160 + 8
@@ -177,7 +178,7 @@ def test_refine_takes_160_samples_by_default(f):
 
 def test_refine_an_artifact_rounded_to_nearest(f):
     """A new artifact, verified and better; killed and resumed: the same bytes of artifact and state."""
-    f.run([f.wkvq, "convert", "model", "--set", "weights.group_size=12", "--set", "kv.group_size=8", "-o", "rtn", "-j1"])
+    f.run("convert", "model", "--set", "weights.group_size=12", "--set", "kv.group_size=8", "-o", "rtn", "-j1")
     source = f.files("rtn")
     text = f.path / "another.txt"  # an artifact is refined on any text
     tiny.make_text(text, 2500)
@@ -186,9 +187,9 @@ def test_refine_an_artifact_rounded_to_nearest(f):
         if out == "rtn-again":
             killed_in_refinement(f, args, "rtn.json")
             assert not (f.path / out).exists()
-            done = f.run(refine(f, out + ".state", text="another.txt"), want=2)
+            done = f.call(refine(f, out + ".state", text="another.txt"), want=2)
             assert b"name that artifact again" in done.stderr, done.stderr
-        f.run(args)
+        f.call(args)
     assert f.files("rtn-refined") == f.files("rtn-again")
     assert f.files("rtn-refined.state") == f.files("rtn-again.state")
     assert f.files("rtn") == source
@@ -197,11 +198,11 @@ def test_refine_an_artifact_rounded_to_nearest(f):
     spec = json.loads((f.path / "rtn-refined/config.json").read_text())["quantization_config"]
     assert spec["format_version"] == 4 and spec["weights"]["refined"] is True, spec
     verify = [f.wkvq, "verify", "rtn-refined", "--against", "model", "--data", "text.txt", "--json"]
-    with_state = json.loads(f.run([*verify, "--state", "rtn-refined.state"]).stdout)
+    with_state = json.loads(f.call([*verify, "--state", "rtn-refined.state"]).stdout)
     assert with_state["passed"] and with_state["weights_unchecked"] == 0, with_state
-    alone = json.loads(f.run(verify).stdout)
+    alone = json.loads(f.call(verify).stdout)
     assert alone["passed"] and alone["weights_unchecked"] > 0, alone
-    done = f.run(refine(f, "rtn-refined", "-o", "twice"), want=2)
+    done = f.call(refine(f, "rtn-refined", "-o", "twice"), want=2)
     assert b"already refined" in done.stderr, done.stderr
 
 
@@ -213,11 +214,11 @@ def test_refine_an_artifact_and_its_state_alike(f):
                        ("like-rot", ["kv.rotate=kv", "weights.round=learned"])):
         learn = [w for m in more if m.startswith("refine.") for w in ("--set", m)]
         recipe = [*RECIPE, "calibration.epochs=2", *(m for m in more if not m.startswith("refine."))]
-        f.run(f.command(name, recipe=recipe))
-        f.run(refine(f, name, "-o", name + "-a", *learn))
+        f.call(f.command(name, recipe=recipe))
+        f.call(refine(f, name, "-o", name + "-a", *learn))
         assert not (f.path / (name + "-a.state")).exists()
-        f.run(refine(f, name + ".state", *learn))
-        f.run([f.wkvq, "convert", "model", "--state", name + ".state", "-o", name + "-s", "-j1"])
+        f.call(refine(f, name + ".state", *learn))
+        f.run("convert", "model", "--state", name + ".state", "-o", name + "-s", "-j1")
         a, s = f.files(name + "-a"), f.files(name + "-s")
         assert a.keys() == s.keys() and all(a[n] == s[n] for n in a if n != "manifest.json"), name
         a, s = (json.loads(x["manifest.json"]) for x in (a, s))
@@ -231,8 +232,8 @@ def test_refine_refuses_sources_that_do_not_fit(f):
     f.reference()
     tiny.make_model(f.path / "stranger", num_hidden_layers=4, rope_theta=20000)
     tiny.make_model(f.path / "wide", num_hidden_layers=4, intermediate_size=64)
-    f.run([f.wkvq, "convert", "model", "--set", "weights.group_size=12", "-o", "nearest-source", "-j1"])
-    f.run([f.wkvq, "convert", "model", "--set", "kv.bits=16", "--set", "weights.bits=16", "-o", "full", "-j1"])
+    f.run("convert", "model", "--set", "weights.group_size=12", "-o", "nearest-source", "-j1")
+    f.run("convert", "model", "--set", "kv.bits=16", "--set", "weights.bits=16", "-o", "full", "-j1")
     words = [(refine(f, "reference"), b"give -o OUT"),
              (refine(f, "reference", "-o", "reference", "--force"), b"one is inside the other"),
              (refine(f, "reference", "-o", "no", "--state", "reference/s"), b"one is inside the other"),
@@ -254,10 +255,10 @@ def test_refine_refuses_sources_that_do_not_fit(f):
     words.append((["other-weights" if a == "model" else a for a in refine(f, "nearest-source", "-o", "no")],
                   b"damaged, or not made from other-weights"))
     for args, text in words:
-        done = f.run(args, want=2)
+        done = f.call(args, want=2)
         assert text in done.stderr, (args, done.stderr)
         assert not (f.path / "no").exists() and not (f.path / "no.state").exists(), args
 
 
 if __name__ == "__main__":
-    sys.exit(main(globals()))
+    harness.main(globals(), Fixture)

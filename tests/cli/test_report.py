@@ -7,10 +7,9 @@ import math
 import shutil
 import statistics
 import subprocess
-import sys
 
+import harness
 import test_sweep
-from test_sweep import EVIL
 
 
 class Page(html.parser.HTMLParser):
@@ -170,7 +169,7 @@ def test_claims(f):
               claim("smaller", "low", "high", by="memory"), claim("larger", "high", "same", by="memory"),
               claim("equal", "low", "same", by="memory"), claim("in between", "low", "same", "high", by="memory")]
     synthetic(f, "claims", rows, {"cells": ["low", "same", "high"], "claims": claims})
-    text, page, _ = report(f, out="claims")
+    _, page, _ = report(f, out="claims")
     table = {r[0]: r[1:] for r in next(t for t in page.tables if t[0][0] == "Claim")[1:]}
     verdict = {name: row[0].split(" ", 1)[-1] if name != "gone" else row[0] for name, row in table.items()}
     assert verdict == {"two errors": "held", "less": "no significant difference", "holds": "held",
@@ -318,7 +317,7 @@ def test_runs_of_other_cells(f):
     (f.path / "runs.yaml").write_text(RUNS)
     seen = {}
     for i, more in enumerate(([], ["--eval", "text.txt", "--windows", "3"], ["--set", "weights.group_size=6"])):
-        done = f.run(f.command("runs", *more, file="runs.yaml"))
+        done = f.call(f.command("runs", *more, file="runs.yaml"))
         now = [r for r in f.rows("runs") if r["hash"] not in seen]
         page = check_run(f, done, {r["name"]: r for r in now}, "fp")
         assert ("also has" in done.stderr) == (i > 0) and (f"has {2 * i} results of earlier runs" in done.stderr) == (i > 0)
@@ -327,12 +326,12 @@ def test_runs_of_other_cells(f):
             assert sorted(r[1] for r in old[1:]) == sorted(f"{r['ppl']:.4f}" for r in seen.values()), old
         seen |= {r["hash"]: r for r in now}
     # the first run again: nothing is computed, and its results are those of the page
-    done = f.run(f.command("runs", file="runs.yaml"))
+    done = f.call(f.command("runs", file="runs.yaml"))
     assert "cell 1 of" not in done.stderr, done.stderr
     check_run(f, done, {r["name"]: r for r in list(seen.values())[:2]}, "fp")
     # another name for a result that is there
     (f.path / "runs.yaml").write_text(RUNS.replace("fp", "full precision"))
-    done = f.run(f.command("runs", file="runs.yaml"))
+    done = f.call(f.command("runs", file="runs.yaml"))
     assert "cell 1 of" not in done.stderr and "full precision  " in done.stdout and "fp" not in done.stdout, done.stdout
     rows = dict(zip(("full precision", "rtn"), seen.values()))
     check_run(f, done, rows, "full precision")
@@ -341,13 +340,13 @@ def test_runs_of_other_cells(f):
     about = json.loads((f.path / "runs/sweep.json").read_text())
     about["cells"] = [c | {"hash": "0", "spec": "0"} for c in about["cells"]]
     (f.path / "runs/sweep.json").write_text(json.dumps(about))
-    assert "no results of the latest run yet, only 6 of earlier ones" in f.run([f.wkvq, "report", "runs"], want=2).stderr
+    assert "no results of the latest run yet, only 6 of earlier ones" in f.call([f.wkvq, "report", "runs"], want=2).stderr
 
 
 def test_a_twin_in_claims(f):
     """Both names of one result are on the page, and claims about either are judged."""
     (f.path / "named.yaml").write_text(test_sweep.TWINS + "claims: [{claim: bits help, better: B, than: C}, {claim: A too, better: A, than: C}]\n")
-    f.run(f.command("named", file="named.yaml"))
+    f.call(f.command("named", file="named.yaml"))
     (f.path / "named/results.jsonl").write_text("".join(json.dumps(r | {"seconds": 30}) + "\n" for r in f.rows("named")))
     _, page, _ = report(f, "--base", "B", out="named")
     assert list(page.table("Settings")) == ["A", "B", "C"] and page.table("Settings")["B"]["Settings"] == "weights.bits=8"
@@ -452,12 +451,12 @@ def test_a_damaged_list(f):
     for text, wanted in (('{"name": "a"}\n', "not a cell's result"), ("{", "line 1"),
                          ('{"name": "a", "identity": {}, "command": "c", "ppl": "x"}\n', "ppl")):
         (f.path / "damaged" / "results.jsonl").write_text(text)
-        done = f.run([f.wkvq, "report", "damaged"], want=2)
+        done = f.run("report", "damaged", want=2)
         assert wanted in done.stderr, done.stderr
     synthetic(f, "about", [{}], [])
-    done = f.run([f.wkvq, "report", "about"], want=2)
+    done = f.run("report", "about", want=2)
     assert "sweep.json: holds no object" in done.stderr, done.stderr
 
 
 if __name__ == "__main__":
-    sys.exit(test_sweep.main(globals()))
+    harness.main(globals(), test_sweep.Fixture)

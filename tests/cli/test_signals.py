@@ -9,14 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from test_pipeline import Fixture, wait_for_event
+import harness
+import test_pipeline
+from test_pipeline import wait_for_event
 
-DEMO = None
 AGAIN = b"press Ctrl-C again to abort"
+
+
+class Fixture(test_pipeline.Fixture):
+    def __init__(self, wkvq, demo, folder):
+        super().__init__(wkvq, folder)
+        self.demo = str(pathlib.Path(demo).resolve())
 
 
 def begin(f, out, ignored=(), **streams):
@@ -49,7 +55,7 @@ def test_signals_that_save(f):
         assert process.returncode == 130, (sig, process.returncode, stderr)
         assert AGAIN in stderr and b"Run the same command again to continue." in stderr, stderr
         saved(f, "stopped")
-        f.run(f.command("stopped"))
+        f.call(f.command("stopped"))
         f.expect_reference("stopped", f"after {sig.name}")
 
 
@@ -74,7 +80,7 @@ def test_the_second_signal_aborts(f):
     process.send_signal(signal.SIGCONT)
     process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, -signal.SIGTERM), process.returncode
-    f.run(f.command("killed"))
+    f.call(f.command("killed"))
     f.expect_reference("killed", "aborted")
 
 
@@ -195,22 +201,22 @@ def test_advice_after_a_loss_that_is_not_finite(f):
 
     def command(name, *more, rate="10"):
         sets = [w for pair in (*recipe, "optimizer.lr_smooth=" + rate) for w in ("--set", pair)]
-        return [f.wkvq, name, DEMO, "--data", DEMO + "/calibration.txt", "-j1", *sets, *more]
+        return [f.wkvq, name, f.demo, "--data", f.demo + "/calibration.txt", "-j1", *sets, *more]
 
-    done = f.run(command("quantize", "-o", "nan"), want=1)
+    done = f.call(command("quantize", "-o", "nan"), want=1)
     assert b"is not finite" in done.stderr, done.stderr
     assert b"with lower optimizer.lr_* or with --set run.compute=f32, in a new state directory" in done.stderr
     assert b"quantize: --state NEW; calibrate: -o NEW" in done.stderr, done.stderr
-    refused = f.run(command("quantize", "-o", "nan", rate="0.01"), want=2)
+    refused = f.call(command("quantize", "-o", "nan", rate="0.01"), want=2)
     assert b"name another state directory, or delete this one to start over" in refused.stderr, refused.stderr
-    f.run(command("quantize", "-o", "nan", "--state", "new", rate="0.01"))
-    f.run(command("calibrate", "-o", "new2", rate="0.01"))
-    again = f.run(command("quantize", "-o", "other", "--state", "nan.state"), want=1)  # the same bytes, the same end
+    f.call(command("quantize", "-o", "nan", "--state", "new", rate="0.01"))
+    f.call(command("calibrate", "-o", "new2", rate="0.01"))
+    again = f.call(command("quantize", "-o", "other", "--state", "nan.state"), want=1)  # the same bytes, the same end
     first = [x for x in done.stderr.splitlines() if x.startswith(b"wkvq ")]
     assert first and first == [x for x in again.stderr.splitlines() if x.startswith(b"wkvq ")], again.stderr
     shutil.rmtree(f.path / "nan.state")
     shutil.rmtree(f.path / "nan")
-    f.run(command("quantize", "-o", "nan", rate="0.01"))  # deleted to start over
+    f.call(command("quantize", "-o", "nan", rate="0.01"))  # deleted to start over
 
 
 def test_advice_to_finish_a_calibration(f):
@@ -219,34 +225,16 @@ def test_advice_to_finish_a_calibration(f):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     saved(f, "half")
-    done = f.run([f.wkvq, "convert", "model", "--state", "half.state", "-o", "half"], want=2)
+    done = f.run("convert", "model", "--state", "half.state", "-o", "half", want=2)
     assert b"let `wkvq calibrate` finish" in done.stderr, done.stderr
     finish = f.command("half.state")
     finish[1] = "calibrate"
-    f.run([a for a in finish if a != "--keep-state"])
-    f.run([f.wkvq, "convert", "model", "--state", "half.state", "-o", "half", "-j1"])
+    f.call([a for a in finish if a != "--keep-state"])
+    f.run("convert", "model", "--state", "half.state", "-o", "half", "-j1")
     assert f.files("half")["model.safetensors"] == f.reference()[0]["model.safetensors"]
 
 
-def main():
-    global DEMO
-    wkvq, DEMO = str(pathlib.Path(sys.argv[1]).resolve()), str(pathlib.Path(sys.argv[2]).resolve())
-    names = sys.argv[3:] or [n for n in globals() if n.startswith("test_")]
-    failed = 0
+if __name__ == "__main__":
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
         signal.signal(number, signal.SIG_DFL)  # under nohup or in a pipeline of a shell they may be ignored
-    with tempfile.TemporaryDirectory(prefix="wkvq-signals-") as folder:
-        f = Fixture(wkvq, folder)
-        for name in names:
-            try:
-                globals()[name](f)
-                print("ok  ", name)
-            except AssertionError as e:
-                failed += 1
-                print("FAIL", name, e)
-    print(f"{len(names)} tests, {failed} failed")
-    return failed != 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture, arguments=2)

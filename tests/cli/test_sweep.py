@@ -8,15 +8,14 @@ import math
 import os
 import pathlib
 import shlex
-import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import processes
 import tiny
 
@@ -36,9 +35,9 @@ eval: {{data: eval.txt, windows: 4, ctx: 64}}
 """
 
 
-class Fixture:
+class Fixture(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_model(self.path / "model", num_hidden_layers=3)
         tiny.make_text(self.path / "text.txt", 2000)
         tiny.make_text(self.path / "eval.txt", 700)
@@ -46,12 +45,6 @@ class Fixture:
 
     def command(self, out, *more, file="s.yaml"):
         return [self.wkvq, "sweep", file, "-m", "model", "--data", "text.txt", "-o", out, "-j1", *more]
-
-    def run(self, args, want=0):
-        done = subprocess.run(args, cwd=self.path, capture_output=True, timeout=300, text=True)
-        if done.returncode != want:
-            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}, want {want}\n" + done.stderr)
-        return done
 
     def rows(self, out):
         text = (self.path / out / "results.jsonl").read_text()
@@ -61,7 +54,7 @@ class Fixture:
     def reference(self):
         if not (self.path / "reference").exists():
             began = time.monotonic()
-            self.run(self.command("reference"))
+            self.call(self.command("reference"))
             self.seconds = time.monotonic() - began
         return {r["name"]: r for r in self.rows("reference")}
 
@@ -131,16 +124,16 @@ def test_memory_from_shapes(f):
 def test_finished_cells_do_not_run_again(f):
     f.reference()
     before = (f.path / "reference" / "results.jsonl").read_bytes()
-    done = f.run(f.command("reference"))
+    done = f.call(f.command("reference"))
     assert "cell 1 of" not in done.stderr, done.stderr
     assert (f.path / "reference" / "results.jsonl").read_bytes() == before
-    plan = f.run(f.command("reference", "--plan")).stdout.splitlines()
+    plan = f.call(f.command("reference", "--plan")).stdout.splitlines()
     assert len(plan) == 3 and all(line.startswith("done") for line in plan), plan
-    plan = json.loads(f.run(f.command("reference", "--plan", "--json")).stdout)
+    plan = json.loads(f.call(f.command("reference", "--plan", "--json")).stdout)
     assert [(c["cell"], c["status"]) for c in plan] == [(i, "done") for i in (1, 2, 3)], plan
     assert all(c[key] is None for c in plan for key in ("blocks", "measures", "message")), plan
-    assert json.loads(f.run(f.command("reference", "--print-cells", "--json")).stdout) == []
-    todo = json.loads(f.run(f.command("reference", "--print-cells", "--json", "--set", "calibration.epochs=1")).stdout)
+    assert json.loads(f.call(f.command("reference", "--print-cells", "--json")).stdout) == []
+    todo = json.loads(f.call(f.command("reference", "--print-cells", "--json", "--set", "calibration.epochs=1")).stdout)
     assert [c["status"] for c in todo] == ["to do"] * 3 and all(c["hash"] and c["name"] for c in todo), todo
 
 
@@ -149,12 +142,12 @@ def test_plan_of_a_failure(f):
     cells = f.path / "shown" / "cells"
     cells.mkdir(parents=True)
     (f.path / "shown" / "lock").touch()
-    first, second, third = json.loads(f.run(f.command("shown", "--plan", "--json")).stdout)
+    first, second, third = json.loads(f.call(f.command("shown", "--plan", "--json")).stdout)
     (cells / (second["hash"] + ".failed")).write_bytes(b"part-\xff.txt: no such file\nmore")
     want = [first, {**second, "status": "failed", "message": "part-\ufffd.txt: no such file"}, third]
     for option in ("--plan", "--print-cells"):
-        assert json.loads(f.run(f.command("shown", option, "--json")).stdout) == want, option
-    line = f.run(f.command("shown", "--plan")).stdout.splitlines()[1]
+        assert json.loads(f.call(f.command("shown", option, "--json")).stdout) == want, option
+    line = f.call(f.command("shown", "--plan")).stdout.splitlines()[1]
     assert line == f"failed   {second['hash']}  {EVIL}: {want[1]['message']}", line
     assert first["status"] == third["status"] == "to do" and first["message"] is None, first
 
@@ -162,9 +155,9 @@ def test_plan_of_a_failure(f):
 def test_other_text_is_another_cell(f):
     f.reference()
     tiny.make_text(f.path / "other.txt", 1500)
-    plan = f.run([*f.command("reference", "--plan"), "--data", "other.txt"]).stdout
+    plan = f.call([*f.command("reference", "--plan"), "--data", "other.txt"]).stdout
     assert [line.split()[0] for line in plan.splitlines()] == ["to", "to", "done"], plan
-    plan = f.run(f.command("reference", "--plan", "--set", "calibration.epochs=1")).stdout
+    plan = f.call(f.command("reference", "--plan", "--set", "calibration.epochs=1")).stdout
     assert "done" not in plan, plan
 
 
@@ -177,7 +170,7 @@ def test_killed_and_resumed(f):
         finished = [r["name"] for r in f.rows("killed")] if (f.path / "killed/results.jsonl").exists() else []
         process.kill()
         process.wait()
-    done = f.run(f.command("killed"))
+    done = f.call(f.command("killed"))
     for i, name in enumerate(want):
         assert not (name in finished and f"cell {i + 1} of 3" in done.stderr), (name, done.stderr)
     got = {r["name"]: r for r in f.rows("killed")}
@@ -195,7 +188,7 @@ def test_interrupted(f):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) in (130, 0)
-    f.run(f.command("stopped"))
+    f.call(f.command("stopped"))
     assert len(f.rows("stopped")) == 3
 
 
@@ -207,16 +200,16 @@ def test_refused_before_work(f):
     key = f.command("turned-away", "--set", "kv.bits=99")
     for command, said in ((short, "wkvq sweep: short.txt: the text has"), (no_text, "wkvq sweep: no text to calibrate on"),
                           (key, "wkvq sweep: --set: kv.bits: '99'")):
-        done = f.run(command, want=2)
+        done = f.call(command, want=2)
         assert said in done.stderr and not (f.path / "turned-away").exists(), done.stderr
     (f.path / "bad.yaml").write_text(SWEEP.replace("name: plain, set: {", "name: plain, set: {kv.sink: -3, "))
-    done = f.run(f.command("turned-away", file="bad.yaml"), want=2)
+    done = f.call(f.command("turned-away", file="bad.yaml"), want=2)
     assert "bad.yaml: line 11: cell 'plain': " in done.stderr and not (f.path / "turned-away").exists(), done.stderr
     (f.path / "turned-away").mkdir()
-    f.run(short, want=2)
+    f.call(short, want=2)
     assert not list((f.path / "turned-away").iterdir())
-    before = f.rows("ours") if (f.path / "ours").exists() else f.run(f.command("ours")) and f.rows("ours")
-    f.run(f.command("ours", "--eval", "short.txt"), want=2)
+    before = f.rows("ours") if (f.path / "ours").exists() else f.call(f.command("ours")) and f.rows("ours")
+    f.call(f.command("ours", "--eval", "short.txt"), want=2)
     assert f.rows("ours") == before and (f.path / "ours/cells").is_dir() and (f.path / "ours/lock").exists()
 
 
@@ -319,7 +312,7 @@ def test_the_identity_has_the_resolved_compute(f):
     assert resolved[EVIL][0] == resolved["plain"][0] == "f32", resolved
     plans = {}
     for compute in ("auto", "f32", "bf16"):
-        text = f.run(f.command("reference", "--plan", "--set", f"run.compute={compute}")).stdout.splitlines()
+        text = f.call(f.command("reference", "--plan", "--set", f"run.compute={compute}")).stdout.splitlines()
         plans[compute] = [line.split()[0] for line in text]
     assert plans["auto"] == ["done"] * 3, plans
     # Another type in the calibration, or bf16 in the evaluation: other cells.
@@ -335,15 +328,15 @@ def test_many_texts_to_evaluate_on(f):
         more += ["--eval", f"part-{i}.txt"]
     cell = SWEEP[:SWEEP.index("cells:")] + "cells: [{name: plain, set: {weights.bits: 16, kv.bits: 16}}]\n"
     (f.path / "many.yaml").write_text(cell)
-    f.run([*f.command("many", file="many.yaml"), *more, "--windows", "2", "--ctx", "32"])
+    f.call([*f.command("many", file="many.yaml"), *more, "--windows", "2", "--ctx", "32"])
     (row,) = f.rows("many")
     names = [f"part-{i}.txt" for i in range(70)]
     (f.path / "whole.txt").write_text("".join((f.path / n).read_text() for n in names))
     (f.path / "listed.yaml").write_text(cell + f"eval: {{data: {json.dumps(names)}, windows: 2, ctx: 32}}\n")
-    f.run(f.command("listed", file="listed.yaml"))
+    f.call(f.command("listed", file="listed.yaml"))
     (listed,) = f.rows("listed")
     assert listed["identity"] == row["identity"] and row["command"].count("part-") == 70
-    first = f.run([*f.command("first", "--plan", file="many.yaml"), *more[:128], "--windows", "2", "--ctx", "32"])
+    first = f.call([*f.command("first", "--plan", file="many.yaml"), *more[:128], "--windows", "2", "--ctx", "32"])
     assert row["hash"] not in first.stdout, first.stdout
 
 
@@ -352,7 +345,7 @@ def test_long_names_of_a_grid(f):
     mixes = ["q_proj=8, " * 60 + f"k_proj={bits}" for bits in (8, 5)]
     grid = f"grid: {json.dumps({'weights.mixed': mixes, 'weights.bits': [3, 4]})}\n"
     (f.path / "long.yaml").write_text(grid + "eval: {data: eval.txt, windows: 2, ctx: 64}\n")
-    plan = f.run(f.command("long", "--plan", file="long.yaml")).stdout.splitlines()
+    plan = f.call(f.command("long", "--plan", file="long.yaml")).stdout.splitlines()
     assert len(plan) == 4 and len(set(plan)) == 4, plan
     want = sorted(f"weights.mixed={m} weights.bits={b}" for m in mixes for b in (3, 4))
     assert sorted(line.split(None, 3)[3] if line.startswith("to") else line.split(None, 2)[2] for line in plan) == want, plan
@@ -365,7 +358,7 @@ def test_a_result_that_was_not_listed(f):
     (out / "cells").mkdir(parents=True)
     (out / "lock").touch()
     (out / "cells" / f"{row['hash']}.json").write_text(json.dumps(row))
-    done = f.run(f.command("unlisted"))
+    done = f.call(f.command("unlisted"))
     assert "cell 1 of" not in done.stderr and len(f.rows("unlisted")) == 3
 
 
@@ -381,27 +374,27 @@ def test_what_is_no_sweep_stays(f):
             (f.path / name / file).write_text(text)
         before = tree(f.path / name)
         for more in ([], ["--plan"]):
-            done = f.run(f.command(name, *more), want=2)
+            done = f.call(f.command(name, *more), want=2)
             assert "holds something that is not a sweep" in done.stderr, done.stderr
         assert tree(f.path / name) == before, name
     odd = f.path / "odd"
     (odd / "cells").mkdir(parents=True)
     (odd / "lock").touch()
     (odd / "cells" / "0123456789abcdef.json").write_text("{}")
-    done = f.run(f.command("odd"), want=2)
+    done = f.call(f.command("odd"), want=2)
     assert "not a cell's result" in done.stderr, done.stderr
     assert (odd / "cells" / "0123456789abcdef.json").exists() and not (odd / "results.jsonl").exists()
 
 
 def test_a_kill_before_the_lock(f):
     (f.path / "early" / "cells").mkdir(parents=True)
-    f.run(f.command("early"))
+    f.call(f.command("early"))
     assert len(f.rows("early")) == 3
 
 
 def test_parallel_gives_the_same(f):
     want = f.reference()
-    f.run(f.command("beside", "--parallel", "3", "-j6"))
+    f.call(f.command("beside", "--parallel", "3", "-j6"))
     got = {r["name"]: r for r in f.rows("beside")}
     assert {n: figures(r) for n, r in got.items()} == {n: figures(r) for n, r in want.items()}
     assert {r["run"]["cores"] for r in got.values()} == {2}, "threads of a cell, not of all three"
@@ -412,7 +405,7 @@ def test_command_reproduces(f):
     for part in row["command"].split(" && "):
         words = shlex.split(part)
         assert words[0] == "wkvq"
-        done = f.run([f.wkvq, *words[1:], "--json", "-j1"])
+        done = f.run(*words[1:], "--json", "-j1")
     assert close(json.loads(done.stdout)["ppl"], row["ppl"])
     assert all(map(close, json.loads(done.stdout)["window_nll"], row["window_nll"]))
 
@@ -426,7 +419,7 @@ def test_rounded_activations(f):
 eval: {data: eval.txt, windows: 4, ctx: 64}
 """
     (f.path / "act.yaml").write_text(text)
-    f.run(f.command("act", file="act.yaml"))
+    f.call(f.command("act", file="act.yaml"))
     rows = {r["name"]: r for r in f.rows("act")}
     packed, learned, rtn, plain = rows.values()
     assert learned["verified"] and rtn["verified"] and learned["bytes"] > 0 and rtn["bytes"] > 0
@@ -437,9 +430,9 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     assert len({r["ppl"] for r in rows.values()}) == 4
     for row in rows.values():
         for part in row["command"].split(" && "):
-            done = f.run([f.wkvq, *shlex.split(part)[1:], "--json", "-j1"])
+            done = f.run(*shlex.split(part)[1:], "--json", "-j1")
         assert close(json.loads(done.stdout)["ppl"], row["ppl"]), row["command"]
-    f.run([f.wkvq, "report", "act"])
+    f.run("report", "act")
 
 
 def test_keys_by_channel_are_simulated(f):
@@ -452,7 +445,7 @@ def test_keys_by_channel_are_simulated(f):
 eval: {data: eval.txt, windows: 4, ctx: 64}
 """
     (f.path / "channel.yaml").write_text(text)
-    f.run(f.command("channel", file="channel.yaml"))
+    f.call(f.command("channel", file="channel.yaml"))
     rows = f.rows("channel")
     learned, eight, sixteen, never, plain = rows
     assert learned["blocks"] and not eight["blocks"]
@@ -462,9 +455,9 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     assert len({r["ppl"] for r in rows[:4]}) == 4
     for row in rows:
         for part in row["command"].split(" && "):
-            done = f.run([f.wkvq, *shlex.split(part)[1:], "--json", "-j1"])
+            done = f.run(*shlex.split(part)[1:], "--json", "-j1")
         assert close(json.loads(done.stdout)["ppl"], row["ppl"]), row["command"]
-    refused = f.run([f.wkvq, "quantize", "model", "-o", "no", "--data", "text.txt", "--set", "kv.method=channel"], want=2)
+    refused = f.run("quantize", "model", "-o", "no", "--data", "text.txt", "--set", "kv.method=channel", want=2)
     assert "kv.method is channel" in refused.stderr, refused.stderr
 
 
@@ -479,7 +472,7 @@ def test_bits_above_a_mix(f):
   - {name: fp, set: {weights.bits: 16, kv.bits: 16}}
 eval: {data: eval.txt, windows: 4, ctx: 64}
 """)
-    done = f.run(f.command("mix", "-c", "tuned.yaml", file="mix.yaml"))
+    done = f.call(f.command("mix", "-c", "tuned.yaml", file="mix.yaml"))
     assert "rules of weights.mixed end in 2 of 4 cells, from 'groups' on" in done.stderr, done.stderr
     assert "rules of kv.mixed end in 1 of 4 cells, from 'fp' on" in done.stderr, done.stderr
     rows = {r["name"]: r for r in f.rows("mix")}
@@ -489,15 +482,15 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
     assert fp["weight_bits"] == fp["kv_bits"] == 16 and groups["set"] == ["weights.group_size=12"], fp
     for row in rows.values():
         for part in row["command"].split(" && "):
-            done = f.run([f.wkvq, *shlex.split(part)[1:], "--json", "-j1"])
+            done = f.run(*shlex.split(part)[1:], "--json", "-j1")
         assert close(json.loads(done.stdout)["ppl"], row["ppl"]), row["command"]
     (f.path / "base.yaml").write_text(text.replace("base:", "base:\n  kv.mixed: k=6") + "cells: [{name: a}, {name: b, set: {kv.bits: 3}}]\neval: {data: eval.txt, windows: 4, ctx: 64}\n")
-    f.run(f.command("based", "-c", "tuned.yaml", "--set", "weights.bits=5", file="base.yaml"))
+    f.call(f.command("based", "-c", "tuned.yaml", "--set", "weights.bits=5", file="base.yaml"))
     configs = [r["identity"]["config"] for r in f.rows("based")]
     assert ["mixed" in c["weights"] for c in configs] == [False, False], configs
     assert [c["kv"].get("mixed") for c in configs] == ["k=6", None], configs
-    done = f.run([f.wkvq, "eval", "model", "--simulate", "rtn", "-c", "tuned.yaml", "--set", "weights.bits=16", "--set",
-                  "kv.bits=16", "-d", "eval.txt", "--ctx", "64", "--windows", "4", "-j1"])
+    done = f.run("eval", "model", "--simulate", "rtn", "-c", "tuned.yaml", "--set", "weights.bits=16", "--set",
+                 "kv.bits=16", "-d", "eval.txt", "--ctx", "64", "--windows", "4", "-j1")
     assert "W16KV16" in done.stdout and done.stderr.count("so the rules of weights.mixed in tuned.yaml no longer apply") == 1, done
     assert f"{fp['ppl']:.3f}" in done.stdout, (done.stdout, fp)
 
@@ -506,7 +499,7 @@ def test_claims_of_a_file(f):
     """Claims reach the record; one about no cell, or with other keys, is refused before work."""
     good = "claims: [{claim: it helps, better: full method, than: [plain, full method], by: memory}]\n"
     (f.path / "claims.yaml").write_text(SWEEP + good)
-    f.run(f.command("claimed", "--set", "calibration.epochs=1", file="claims.yaml"))
+    f.call(f.command("claimed", "--set", "calibration.epochs=1", file="claims.yaml"))
     (claim,) = json.loads((f.path / "claimed/sweep.json").read_text())["claims"]
     line = SWEEP.count("\n") + 1
     assert claim == {"claim": "it helps", "better": "full method", "than": ["plain", "full method"], "by": "memory",
@@ -517,7 +510,7 @@ def test_claims_of_a_file(f):
                      ("than: plain, when: now", "want claim, better, than and by, nothing else"),
                      ("by: memory", "want claim, better, than and by")):
         (f.path / "claims.yaml").write_text(SWEEP + f"claims: [{{claim: it helps, better: plain, {bad}}}]\n")
-        done = f.run(f.command("refused", file="claims.yaml"), want=2)
+        done = f.call(f.command("refused", file="claims.yaml"), want=2)
         assert f"claims.yaml: line {line}" in done.stderr and why in done.stderr, (bad, done.stderr)
     assert not (f.path / "refused").exists()
 
@@ -531,54 +524,54 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
 
 
 def status(f, out, file):
-    return [c["status"] for c in json.loads(f.run(f.command(out, "--plan", "--json", file=file)).stdout)]
+    return [c["status"] for c in json.loads(f.call(f.command(out, "--plan", "--json", file=file)).stdout)]
 
 
 def test_twins(f):
     """A cell of the same configuration as an earlier one has its status and its result, under its own name."""
     (f.path / "twins.yaml").write_text(TWINS)
-    plan = f.run(f.command("twins", "--plan", file="twins.yaml"))
+    plan = f.call(f.command("twins", "--plan", file="twins.yaml"))
     assert "cell 'B' has the same configuration as 'A' and shares its result" in plan.stderr, plan.stderr
     assert status(f, "twins", "twins.yaml") == ["to do"] * 3
-    listed = f.run(f.command("twins", "--print-cells", file="twins.yaml")).stdout.splitlines()
+    listed = f.call(f.command("twins", "--print-cells", file="twins.yaml")).stdout.splitlines()
     assert [line.split("\t")[::2] for line in listed] == [["1", "A"], ["3", "C"]], listed
-    done = f.run(f.command("twins", "--cell", "2", file="twins.yaml"))
+    done = f.call(f.command("twins", "--cell", "2", file="twins.yaml"))
     assert "its result is that of cell 1" in done.stderr and "is done" not in done.stderr, done.stderr
     assert status(f, "twins", "twins.yaml") == ["to do"] * 3
-    f.run(f.command("twins", "--cell", "1", file="twins.yaml"))
+    f.call(f.command("twins", "--cell", "1", file="twins.yaml"))
     assert status(f, "twins", "twins.yaml") == ["done", "done", "to do"]
-    done = f.run(f.command("twins", "--json", file="twins.yaml"))
+    done = f.call(f.command("twins", "--json", file="twins.yaml"))
     rows = json.loads(done.stdout)
     assert [(r["cell"], r["name"], r["set"]) for r in rows] == [
         (1, "A", []), (2, "B", ["weights.bits=8"]), (3, "C", ["weights.bits=3"])], rows
     assert rows[0]["window_nll"] == rows[1]["window_nll"] != rows[2]["window_nll"] and len(f.rows("twins")) == 2
-    assert f.run(f.command("twins", "--print-cells", file="twins.yaml")).stdout == ""
+    assert f.call(f.command("twins", "--print-cells", file="twins.yaml")).stdout == ""
 
 
 def test_the_record_of_single_cells(f):
     """Tasks keep the record of a run of the same cells, with its command, and replace that of another."""
     (f.path / "twins.yaml").write_text(TWINS)
     read = lambda: json.loads((f.path / "record/sweep.json").read_text())
-    f.run(f.command("record", "--cell", "1", file="twins.yaml"))
+    f.call(f.command("record", "--cell", "1", file="twins.yaml"))
     first = read()
-    f.run(f.command("record", "--cell", "3", file="twins.yaml"))
+    f.call(f.command("record", "--cell", "3", file="twins.yaml"))
     assert read() == first and "--cell 1" in first["command"], first
     # another machine may resolve run.compute otherwise, so that its hash is another
     changed = {**first, "cells": [{**c, "hash": "0" * 16} for c in first["cells"]]}
     (f.path / "record/sweep.json").write_text(json.dumps(changed))
-    f.run(f.command("record", "--cell", "3", file="twins.yaml"))
+    f.call(f.command("record", "--cell", "3", file="twins.yaml"))
     assert read() == changed
-    assert f.run([f.wkvq, "report", "record", "-o", "r.html"]) and "<h2>Earlier" not in (f.path / "r.html").read_text()
-    f.run(f.command("record", "--cell", "3", "--set", "weights.group_size=6", file="twins.yaml"))
+    assert f.call([f.wkvq, "report", "record", "-o", "r.html"]) and "<h2>Earlier" not in (f.path / "r.html").read_text()
+    f.call(f.command("record", "--cell", "3", "--set", "weights.group_size=6", file="twins.yaml"))
     assert [c["name"] for c in read()["cells"]] == ["A", "B", "C"] and read()["cells"][2]["hash"] != first["cells"][2]["hash"]
     (f.path / "record/sweep.json").write_text("{")
-    f.run(f.command("record", "--cell", "3", file="twins.yaml"))
+    f.call(f.command("record", "--cell", "3", file="twins.yaml"))
     assert read()["cells"] == first["cells"]
 
 
 def test_a_failing_cell_does_not_stop_the_others(f):
     (f.path / "bad.yaml").write_text(SWEEP.replace("cells:", "cells:\n  - {name: bad, set: {calibration.seqlen: 1048576}}"))
-    done = f.run(f.command("bad", file="bad.yaml"), want=2)
+    done = f.call(f.command("bad", file="bad.yaml"), want=2)
     assert "cell 'bad'" in done.stderr, done.stderr
     assert len(f.rows("bad")) == 3
 
@@ -590,31 +583,12 @@ SWEEPS = DEMO.parents[1] / "configs" / "sweeps"
 def test_shipped_sweeps_are_read(f):
     cells = {}
     for file in sorted(SWEEPS.glob("*.yaml")):
-        plan = f.run([f.wkvq, "sweep", file, "-m", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt",
-                      "-o", "shipped", "--plan"])
+        plan = f.run("sweep", file, "-m", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt",
+                     "-o", "shipped", "--plan")
         assert "is skipped" not in plan.stderr, plan.stderr
         cells[file.stem] = len(plan.stdout.splitlines())
     assert cells == {"ablation": 13, "activations": 6, "best": 17, "bits": 20, "demo": 3, "group_size": 20, "k": 8, "paper": 8, "window": 8}, cells
 
 
-def main(names_of):
-    """Runs the functions test_... of a module's globals on one fixture."""
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    os.environ.pop("COLUMNS", None)
-    tests = {n: t for n, t in names_of.items() if n.startswith("test_") and callable(t)}
-    names = sys.argv[2:] or list(tests)
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(wkvq, folder)
-        for name in names:
-            try:
-                tests[name](f)
-                print(f"ok {name}", flush=True)
-            except Exception as e:  # every test gets its turn
-                failed += 1
-                print(f"FAIL {name}: {type(e).__name__}: {e}", flush=True)
-    return failed != 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(globals()))
+    harness.main(globals(), Fixture)

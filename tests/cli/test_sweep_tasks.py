@@ -12,10 +12,10 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import test_sweep
 import test_task_output
 import test_tasks
-import tiny
 
 SWEEP = """
 base:
@@ -50,7 +50,7 @@ class Fixture(test_sweep.Fixture):
 
     def reference(self):
         if not (self.path / "reference").exists():
-            self.run(self.command("reference", *ALL, "--keep", "--log-json", "log"))
+            self.call(self.command("reference", *ALL, "--keep", "--log-json", "log"))
         return {r["name"]: r for r in self.rows("reference")}
 
 
@@ -71,7 +71,7 @@ def evaluate(f, row, part, out="reference"):
     (text,) = [c for c in row["command"].split(" && ") if part in c]
     words = text.replace("wkvq", f.wkvq, 1).replace(
         row["hash"], f"{out}/cells/{row['hash']}")
-    return json.loads(f.run([*words.split(), "--json", "-q", "-j1"]).stdout)
+    return json.loads(f.call([*words.split(), "--json", "-q", "-j1"]).stdout)
 
 
 def test_figures(f):
@@ -128,7 +128,7 @@ def test_commands_read_texts_alike(f):
     """How a cell reads a text and computes is in the commands, though an artifact and a state do not say it."""
     (f.path / "read.yaml").write_text(SWEEP.replace(
         "samples: 4", "join: space, bos: never, samples: 4").replace("  crr", "  run.compute: bf16\n  crr"))
-    f.run(f.command("read", "--keep", "--eval-text", "PTB=other.txt", file="read.yaml"))
+    f.call(f.command("read", "--keep", "--eval-text", "PTB=other.txt", file="read.yaml"))
     for row in f.rows("read"):
         assert row["command"].count(" --join space --bos never --windows") == 2, row["command"]
         for part, want in (("eval.txt", row["ppl"]), ("other.txt", measures(row)["PTB"]["ppl"])):
@@ -143,16 +143,16 @@ def test_a_cache_without_answers(f):
 eval: {data: eval.txt, windows: 2, ctx: 64}
 """
     (f.path / "target.yaml").write_text(cells)
-    done = f.run(f.command("target", *ZEROSHOT, *LONGBENCH, "--limit", "2", "--task-ctx", "200", file="target.yaml"))
+    done = f.call(f.command("target", *ZEROSHOT, *LONGBENCH, "--limit", "2", "--task-ctx", "200", file="target.yaml"))
     assert "cell 'fp8' has no figures of LongBench" in done.stderr, done.stderr
     assert list(measures(f.rows("target")[0])) == ["piqa", "arc_easy"]
 
 
 def test_limit(f):
-    f.run(f.command("limited", *ZEROSHOT, "--limit", "4", "--task-ctx", "200"))
+    f.call(f.command("limited", *ZEROSHOT, "--limit", "4", "--task-ctx", "200"))
     have = measures(f.rows("limited")[0])
     assert [(have[n]["n"], have[n]["rows"]) for n in ("piqa", "arc_easy")] == [(4, 12), (4, 9)], have
-    f.run(f.command("limited", *ZEROSHOT, "--limit", "5", "--task-ctx", "200"))
+    f.call(f.command("limited", *ZEROSHOT, "--limit", "5", "--task-ctx", "200"))
     row = f.rows("limited")[0]
     have = measures(row)
     assert [have[n]["n"] for n in ("piqa", "arc_easy")] == [5, 5], have
@@ -182,13 +182,13 @@ def killed_at(f, out, args, count):
 
 def check_plan(f, sets, part, count):
     """--plan prints how far the killed cell is, which may have had one more measure before it died."""
-    plan = json.loads(f.run([*f.command("killed", *sets), "--plan", "--json"]).stdout)
+    plan = json.loads(f.call([*f.command("killed", *sets), "--plan", "--json"]).stdout)
     (cell,) = [c for c in plan if c["hash"] == part["hash"]]
     assert cell["blocks"] == ({"done": 3, "total": 3} if part["blocks"] else None), cell
     measures = cell["measures"]["done"]
     assert count <= measures <= 3 == cell["measures"]["total"] and cell["status"] == "begun", cell
     said = f"{part['name']} {'(3 of 3 blocks) ' if part['blocks'] else ''}({measures} of 3 further measures)\n"
-    text = f.run([*f.command("killed", *sets), "--plan"]).stdout
+    text = f.call([*f.command("killed", *sets), "--plan"]).stdout
     assert said in text, (said, text)
 
 
@@ -196,11 +196,11 @@ def test_killed_and_resumed(f):
     """A finished set is not repeated, which its time shows, and all figures are those of a run without a kill."""
     test_tasks.write_rows(f.path / "long.jsonl", test_tasks.piqa_lines(120, 3))
     sets = ["--eval-text", "PTB=other.txt", "--zeroshot", "arc_easy.jsonl", "--zeroshot", "long.jsonl", "--task-ctx", "200"]
-    f.run(f.command("whole", *sets))
+    f.call(f.command("whole", *sets))
     for count in (0, 1, 2):
         part = killed_at(f, "killed", sets, count)
         check_plan(f, sets, part, count)
-        f.run(f.command("killed", *sets))
+        f.call(f.command("killed", *sets))
         (row,) = [r for r in f.rows("killed") if r["hash"] == part["hash"]]
         assert row["seconds"] == part["seconds"] and row["run"] == part["run"], "the perplexity was computed again"
         assert row.get("measures", [])[:count] == part.get("measures", [])
@@ -234,14 +234,14 @@ def test_answers_are_kept(f):
     mark = json.loads(lines[0])
     mark["pred"] = mark["answers"][0]
     path.write_text("\n".join([json.dumps(mark), *lines[1:2], ""]))
-    f.run(f.command("answers", *sets))
+    f.call(f.command("answers", *sets))
     (row,) = [r for r in f.rows("answers") if r["hash"] == path.stem]
     scores = measures(row)["qasper"]["scores"]
     assert [i for i, s in enumerate(scores) if s == 100] == [mark["question"]], scores
     assert len(scores) == 40 and not list((f.path / "answers/cells").iterdir())
     # answers to other questions are no use
     path = killed_with_answers(f, "others", sets, 2)
-    f.run(f.command("others", *sets, "--limit", "3"))
+    f.call(f.command("others", *sets, "--limit", "3"))
     (row,) = [r for r in f.rows("others") if r["hash"] == path.stem]
     assert len(measures(row)["qasper"]["scores"]) == 3 and not list((f.path / "others/cells").iterdir())
 
@@ -249,40 +249,39 @@ def test_answers_are_kept(f):
 def test_more_measures_later(f):
     """A cell with its perplexity computes what is missing alone; with --keep it is not calibrated again."""
     want = [without_time(r) for r in f.reference().values()]
-    f.run(f.command("kept", "--keep"))
+    f.call(f.command("kept", "--keep"))
     first = f.rows("kept")
     assert all("measures" not in r for r in first)
     kept = sorted(p.name for p in (f.path / "kept/cells").iterdir())
     assert kept == sorted(r["hash"] for r in first[:2]), kept
-    done = f.run(f.command("kept", "--keep", *ALL))
+    done = f.call(f.command("kept", "--keep", *ALL))
     assert "cell 1 of 3" in done.stderr and "epoch" not in done.stderr, done.stderr
     for row, was, one in zip(f.rows("kept"), first, want, strict=True):
         assert row["seconds"] == was["seconds"] and row["measures"], row
         assert without_time(row)["measures"] == one["measures"]
         assert {**without_time(row), "measures": 0, "command": 0} == {**without_time(was), "measures": 0, "command": 0}
         assert row["command"] == one["command"], "its commands compute all of its figures"
-    again = f.run(f.command("kept", "--keep", *ALL))
+    again = f.call(f.command("kept", "--keep", *ALL))
     assert "cell 1 of" not in again.stderr, again.stderr
     # another limit replaces a set and leaves the others
-    f.run(f.command("kept", "--keep", *ALL, "--limit", "2"))
+    f.call(f.command("kept", "--keep", *ALL, "--limit", "2"))
     for row, one in zip(f.rows("kept"), want, strict=True):
         have = measures(without_time(row))
         assert have["PTB"] == {m["name"]: m for m in one["measures"]}["PTB"] and have["piqa"]["n"] == 2
     # without --keep the artifact is made again, and its figures are the same
-    f.run(f.command("again"))
-    f.run(f.command("again", *ALL))
+    f.call(f.command("again"))
+    f.call(f.command("again", *ALL))
     assert [r["measures"] for r in map(without_time, f.rows("again"))] == [r["measures"] for r in want]
 
 
 def test_one_cell_and_parallel(f):
     want = [without_time(r) for r in f.reference().values()]
     for i in (2, 1, 3):
-        f.run(f.command("single", *ALL, "--cell", str(i)))
-    f.run(f.command("parallel", *ALL, "--parallel", "2"))
+        f.call(f.command("single", *ALL, "--cell", str(i)))
+    f.call(f.command("parallel", *ALL, "--parallel", "2"))
     for out in ("single", "parallel"):
         assert [without_time(r) for r in f.rows(out)] == want, out
 
 
 if __name__ == "__main__":
-    test_sweep.Fixture = Fixture
-    sys.exit(test_sweep.main(globals()))
+    harness.main(globals(), Fixture)

@@ -9,29 +9,33 @@ import math
 import pathlib
 import statistics
 import struct
-import subprocess
 import sys
-import tempfile
 import zlib
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 
 SHAPE = ["--shape", "smollm2-135m", "--layers", "2"]
 TENSORS_CRC = 0x0BCAE3F0  # of seed 0, in the order of the file
 FILES = {"config.json", "model.safetensors"}
 
 
-class Bench:
+class Bench(harness.Bench):
     def __init__(self, wkvq, demo, folder):
-        self.wkvq, self.demo, self.folder = wkvq, demo, pathlib.Path(folder)
-
-    def run(self, *args):
-        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
-        if done.returncode:
-            raise AssertionError(f"{' '.join(map(str, args))}\nexit {done.returncode}\n{done.stderr.decode()}")
-        return done.stdout.decode()
+        super().__init__(wkvq, folder)
+        self.demo = pathlib.Path(demo).resolve()
 
     def synth(self, out, *more):
-        self.run("synth", *SHAPE, "-o", out, *more)
-        return self.folder / out
+        """Makes a checkpoint, unless a test has made it, and returns its folder."""
+        if not (self.path / out / "config.json").exists():
+            self.run("synth", *SHAPE, "-o", out, *more)
+        return self.path / out
+
+    def one(self):
+        return self.synth("one", "-j", 1)
+
+    def split(self):
+        return self.synth("split", "--shard", "4M", "--tokenizer", self.demo)
 
 
 def tensors(folder):
@@ -57,7 +61,7 @@ def crc_of(folder):
 
 
 def test_same_seed_same_bytes(b):
-    one = b.synth("one", "-j", 1)
+    one = b.one()
     assert {f.name for f in one.iterdir()} == FILES, list(one.iterdir())
     assert crc_of(one) == TENSORS_CRC, f"{crc_of(one):#x}"
     three = b.synth("three", "-j", 3)
@@ -85,7 +89,7 @@ def draw(seed, tensor, row, n):
 
 
 def test_rows_by_definition(b):
-    for i, (name, (shape, data)) in enumerate(tensors(b.folder / "one").items()):
+    for i, (name, (shape, data)) in enumerate(tensors(b.one()).items()):
         if name in ("model.embed_tokens.weight", "model.layers.1.mlp.gate_proj.weight"):
             for row in (0, 7, shape[0] - 1):
                 got = struct.unpack_from(f"<{shape[1]}e", data, 2 * row * shape[1])
@@ -94,7 +98,7 @@ def test_rows_by_definition(b):
 
 def test_shards(b):
     """The same tensors; no file exceeds the limit unless one tensor does."""
-    split = b.synth("split", "--shard", "4M", "--tokenizer", b.demo)
+    split = b.split()
     files = sorted(split.glob("*.safetensors"))
     assert len(files) > 3 and crc_of(split) == TENSORS_CRC, files
     index = json.loads((split / "model.safetensors.index.json").read_text())
@@ -120,7 +124,7 @@ def rows_of(tensor, count):
 
 def test_distribution(b):
     """The moments are within five standard errors of a normal sample; a few rows are six times as large."""
-    all_of = tensors(b.folder / "one")
+    all_of = tensors(b.one())
     gate = [v for row in rows_of(all_of["model.layers.1.mlp.gate_proj.weight"], 1000) for v in row]
     mean, deviation, kurtosis = moments(gate)
     root = math.sqrt(len(gate))
@@ -143,7 +147,7 @@ def test_distribution(b):
 
 def test_runs(b):
     """The checkpoint passes through conversion and the packed runtime."""
-    about = json.loads(b.run("inspect", "split", "--json"))
+    about = json.loads(b.run("inspect", b.split(), "--json").stdout)
     assert about["kind"] == "checkpoint", about
     b.run("convert", "split", "-o", "packed")
     b.run("verify", "packed", "--against", "split", "--data", b.demo / "heldout.txt", "--ctx", 32)
@@ -152,28 +156,13 @@ def test_runs(b):
 
 def test_leftovers(b):
     """A directory that is merely named like a killed run's is kept; an empty directory is used."""
-    left = b.folder / "late.tmp.4194999"
+    left = b.path / "late.tmp.4194999"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
-    (b.folder / "late").mkdir()
+    (b.path / "late").mkdir()
     late = b.synth("late")
     assert (left / "model.safetensors").read_bytes() == b"half" and crc_of(late) == TENSORS_CRC
 
 
-def main():
-    failed = 0
-    tests = [t for n, t in globals().items() if n.startswith("test_")]
-    with tempfile.TemporaryDirectory() as folder:
-        b = Bench(str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve(), folder)
-        for test in tests:
-            try:
-                test(b)
-                print("ok  ", test.__name__, flush=True)
-            except Exception as e:
-                failed += 1
-                print("FAIL", test.__name__, repr(e), flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(1 if main() else 0)
+    harness.main(globals(), Bench, arguments=2)

@@ -7,13 +7,12 @@ packed runtime and the exports say, and what is refused."""
 import json
 import pathlib
 import struct
-import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import gguf_reader  # noqa: E402
-import tiny  # noqa: E402
+import gguf_reader
+import harness
+import tiny
 
 MODEL = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
          "head_dim": 64, "num_hidden_layers": 2}
@@ -24,19 +23,53 @@ SMALL = ["calibration.samples=3", f"calibration.seqlen={LENGTH}", "calibration.e
 REFINE = ["refine.samples=4", f"refine.seqlen={LENGTH}", "refine.guard=2"]
 
 
-class Bench:
+class Bench(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.folder = pathlib.Path(wkvq).resolve(), pathlib.Path(folder)
+        super().__init__(wkvq, folder)
+        self.folds = {}
+        tiny.make_model(self.path / "m", **MODEL)
+        tiny.make_text(self.path / "t.txt")
+        self.run("convert", "m", "-o", "untargeted", "-q", *sets("weights.group_size=32"))
 
-    def run(self, *args, status=0):
-        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
-        assert done.returncode == status, f"{args}\nexit {done.returncode}\n{done.stderr.decode()}"
-        return done.stdout.decode() + done.stderr.decode()
+    def said(self, *args, want=0):
+        """Runs wkvq, and returns all that it printed."""
+        done = self.run(*args, want=want)
+        return done.stdout + done.stderr
+
+    def rounded(self, target):
+        """Makes the artifact of a target by rounding to nearest, unless it is there. Returns its name."""
+        artifact = f"{target}-rtn"
+        if not (self.path / artifact).exists():
+            self.run("convert", "m", "-o", artifact, "-q", *sets(f"kv.target={target}", "weights.group_size=32"))
+        return artifact
+
+    def calibrated(self, target):
+        """Makes the state TARGET.state, calibrated and refined, and its artifact, unless it is there. Returns its name."""
+        artifact = f"{target}-calibrated"
+        if not (self.path / artifact).exists():
+            args = ["--data", "t.txt", *sets(*SMALL, *REFINE, f"kv.target={target}", "kv.learn=true")]
+            self.run("calibrate", "m", *args, "-o", f"{target}.state", "-q")
+            self.run("convert", "m", "--state", f"{target}.state", "-o", artifact, "-q")
+        return artifact
+
+    def model(self, name):
+        """Makes one of the models of FOLDED, unless it is there."""
+        if not (self.path / name).exists():
+            tiny.make_model(self.path / name, **FOLDED[name])
+        return name
+
+    def folded(self, model, target):
+        """Makes the state MODEL-TARGET.fold and its fold, unless it is there. Returns its name, and what was said."""
+        state, folded = f"{self.model(model)}-{target}.fold", f"{model}-{target}-folded"
+        if folded not in self.folds:
+            self.run("calibrate", model, "--data", "t.txt", *sets(*FOLD, f"kv.target={target}"), "-o", state, "-q")
+            self.folds[folded] = json.loads(self.said("fold", model, "--state", state, "-o", folded, "--json", "-q"))
+        return folded, self.folds[folded]
 
     def nll(self, *args):
         """Loss and report of `wkvq eval` on four windows, in f32."""
-        text = self.run("eval", *args, "--data", "t.txt", "--ctx", LENGTH, "--windows", 4, "--json", "-q",
-                        "--set", "run.compute=f32")
+        text = self.said("eval", *args, "--data", "t.txt", "--ctx", LENGTH, "--windows", 4, "--json", "-q",
+                         "--set", "run.compute=f32")
         done = json.loads(text)
         return done["nll"], done
 
@@ -45,8 +78,8 @@ def sets(*pairs):
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def kv_of(bench, artifact):
-    config = json.loads((bench.folder / artifact / "config.json").read_text())
+def kv_of(b, artifact):
+    config = json.loads((b.path / artifact / "config.json").read_text())
     return config["quantization_config"]
 
 
@@ -62,54 +95,54 @@ ENGINES = {"transformers-quanto4": (("compressed-tensors", "dense"), 'cache_impl
            "vllm-int4": (("compressed-tensors", "awq", "dense"), "--kv-cache-dtype int4_per_token_head")}
 
 
-def check_settings(bench, artifact, target):
-    q = kv_of(bench, artifact)
+def check_settings(b, artifact, target):
+    q = kv_of(b, artifact)
     version, settings, bits = SETTINGS[target]
     want = {**settings, "target": target}
     assert q["format_version"] == version and {key: q["kv"][key] for key in want} == want, q
-    text = bench.run("inspect", artifact)
+    text = b.said("inspect", artifact)
     assert f"that of {target}, simulated" in text, text
     assert f"{bits:.4f} bits per element" in text, text
 
 
-def check_simulation(bench, artifact, target):
+def check_simulation(b, artifact, target):
     """The artifact's cache is simulated, as --simulate rtn does for its checkpoint. Another artifact can be
     evaluated in it, and it differs from the full-precision cache and from another engine's."""
-    own, report = bench.nll(artifact)
+    own, report = b.nll(artifact)
     assert report["kv_target"] == target and report["method"] == "simulation", report
-    rtn, _ = bench.nll("m", "--simulate", "rtn", *sets(f"kv.target={target}", "weights.group_size=32"))
+    rtn, _ = b.nll("m", "--simulate", "rtn", *sets(f"kv.target={target}", "weights.group_size=32"))
     assert abs(own - rtn) <= 1e-6, (own, rtn)
-    plain, report = bench.nll(artifact, "--kv-bits", 16)
+    plain, report = b.nll(artifact, "--kv-bits", 16)
     assert "kv_target" not in report and plain != own, report
     assert abs(plain - own) < 0.3, (plain, own)
     other = next(t for t in SETTINGS if t != target)
-    assert bench.nll(artifact, "--set", f"kv.target={other}")[0] not in (own, plain)
-    elsewhere, report = bench.nll("untargeted", "--set", f"kv.target={target}")
+    assert b.nll(artifact, "--set", f"kv.target={other}")[0] not in (own, plain)
+    elsewhere, report = b.nll("untargeted", "--set", f"kv.target={target}")
     assert elsewhere == own and abs(report["kv_bits"] - SETTINGS[target][2]) < 1e-9, report
 
 
-def check_runtime(bench, artifact, target):
+def check_runtime(b, artifact, target):
     """Weights and logits are verified with a cache in full precision, and the report says so."""
-    text = bench.run("verify", artifact, "--against", "m", "--data", "t.txt", "--logit-tokens", 24, "--ctx", 24)
+    text = b.said("verify", artifact, "--against", "m", "--data", "t.txt", "--logit-tokens", 24, "--ctx", 24)
     assert f"simulates the cache of {target}, but has none" in text and "verdict     passed" in text, text
-    text = bench.run("generate", artifact, "-p", "the", "-n", 2, status=2)
+    text = b.said("generate", artifact, "-p", "the", "-n", 2, want=2)
     assert "--kv-bits 16" in text and target in text, text
-    bench.run("generate", artifact, "-p", "the", "-n", 2, "--kv-bits", 16)
+    b.run("generate", artifact, "-p", "the", "-n", 2, "--kv-bits", 16)
 
 
-def check_export(bench, artifact, target):
+def check_export(b, artifact, target):
     kind = TARGETS[target]
     out = f"{artifact}.gguf"
-    text = bench.run("export", artifact, "--format", "gguf", "--gguf-pre", "none", "-o", out)
+    text = b.said("export", artifact, "--format", "gguf", "--gguf-pre", "none", "-o", out)
     assert f"serve with -fa on -ctk {kind} -ctv {kind}" in text, text
-    keys = gguf_reader.Gguf(bench.folder / out).keys
+    keys = gguf_reader.Gguf(b.path / out).keys
     assert keys["wkvq.kv_target"] == target, keys
     for form in ("dense", "compressed-tensors", "awq"):
-        text = bench.run("export", artifact, "--format", form, "-o", "refused", status=2)
+        text = b.said("export", artifact, "--format", form, "-o", "refused", want=2)
         assert f"kv.target is {target}" in text and "--kv drop" in text, text
-        assert not (bench.folder / "refused").exists()
-        bench.run("export", artifact, "--format", form, "--kv", "drop", "-o", f"{artifact}-{form}")
-        card = (bench.folder / f"{artifact}-{form}" / "README.md").read_text()
+        assert not (b.path / "refused").exists()
+        b.run("export", artifact, "--format", form, "--kv", "drop", "-o", f"{artifact}-{form}")
+        card = (b.path / f"{artifact}-{form}" / "README.md").read_text()
         assert f"The target of the cache's calibration, {target}" in card, card
 
 
@@ -127,16 +160,19 @@ def floats(path, name):
     return struct.unpack(f"<{(end - begin) // 4}f", data[begin:end])
 
 
-def check_scales(bench):
+def test_scales(b):
     """The artifact has one scale for a layer's keys and one for its values, and compressed-tensors carries them.
     Without calibration the scale is 1, as in an engine that finds none in a checkpoint."""
+    b.rounded("fp8")
+    b.calibrated("fp8")
+
     def scales(artifact, layer, side):
-        return floats(bench.folder / artifact / "model.safetensors", f"model.layers.{layer}.self_attn.{side}_scale")
-    text = bench.run("export", "fp8-calibrated", "--format", "compressed-tensors", "-o", "fp8-ct")
+        return floats(b.path / artifact / "model.safetensors", f"model.layers.{layer}.self_attn.{side}_scale")
+    text = b.said("export", "fp8-calibrated", "--format", "compressed-tensors", "-o", "fp8-ct")
     assert "serve with --kv-cache-dtype fp8" in text, text
-    assert "serve with --kv-cache-dtype fp8" in (bench.folder / "fp8-ct" / "README.md").read_text()
+    assert "serve with --kv-cache-dtype fp8" in (b.path / "fp8-ct" / "README.md").read_text()
     scheme = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
-    assert kv_of(bench, "fp8-ct")["kv_cache_scheme"] == scheme
+    assert kv_of(b, "fp8-ct")["kv_cache_scheme"] == scheme
     seen = set()
     for layer in range(2):
         for side in "kv":
@@ -146,41 +182,42 @@ def check_scales(bench):
             assert set(scales("fp8-rtn", layer, side)) == {1.0}
             seen.add(own[0])
     assert len(seen) == 4, seen
-    plain = bench.run("export", "fp8-rtn", "--format", "compressed-tensors", "-o", "fp8-plain")
+    plain = b.said("export", "fp8-rtn", "--format", "compressed-tensors", "-o", "fp8-plain")
     assert "these scales are 1" in plain and "these scales are 1" not in text, (plain, text)
-    bench.run("export", "fp8-calibrated", "--format", "compressed-tensors", "--kv", "drop", "-o", "fp8-dropped")
-    assert kv_of(bench, "fp8-dropped")["kv_cache_scheme"] is None
-    header, _ = tensors(bench.folder / "fp8-dropped" / "model.safetensors")
+    b.run("export", "fp8-calibrated", "--format", "compressed-tensors", "--kv", "drop", "-o", "fp8-dropped")
+    assert kv_of(b, "fp8-dropped")["kv_cache_scheme"] is None
+    header, _ = tensors(b.path / "fp8-dropped" / "model.safetensors")
     assert not any("k_scale" in name or "v_scale" in name for name in header), header
     for form in ("dense", "awq", "gguf"):
-        text = bench.run("export", "fp8-calibrated", "--format", form, "-o", "refused", status=2)
+        text = b.said("export", "fp8-calibrated", "--format", form, "-o", "refused", want=2)
         assert "kv.target is fp8" in text and "--format compressed-tensors, or --kv drop" in text, text
-        assert not (bench.folder / "refused").exists()
-    bench.run("export", "fp8-calibrated", "--format", "gguf", "--gguf-pre", "none", "--kv", "drop", "-o", "fp8.gguf")
-    assert "wkvq.kv_target" not in gguf_reader.Gguf(bench.folder / "fp8.gguf").keys
+        assert not (b.path / "refused").exists()
+    b.run("export", "fp8-calibrated", "--format", "gguf", "--gguf-pre", "none", "--kv", "drop", "-o", "fp8.gguf")
+    assert "wkvq.kv_target" not in gguf_reader.Gguf(b.path / "fp8.gguf").keys
 
 
-def check_engines(bench):
+def test_engines(b):
     """The formats that carry a target say how to serve it; the others refuse it."""
     for target, (formats, words) in ENGINES.items():
+        b.rounded(target)
         for form in ("compressed-tensors", "awq", "dense", "gguf"):
             out = f"{target}-{form}"
             if form in formats:
-                text = bench.run("export", f"{target}-rtn", "--format", form, "-o", out)
-                assert words in text and words in (bench.folder / out / "README.md").read_text(), text
-                scheme = json.loads((bench.folder / out / "config.json").read_text()).get("quantization_config", {})
+                text = b.said("export", f"{target}-rtn", "--format", form, "-o", out)
+                assert words in text and words in (b.path / out / "README.md").read_text(), text
+                scheme = json.loads((b.path / out / "config.json").read_text()).get("quantization_config", {})
                 assert scheme.get("kv_cache_scheme") is None, scheme
             else:
-                text = bench.run("export", f"{target}-rtn", "--format", form, "-o", "refused", status=2)
+                text = b.said("export", f"{target}-rtn", "--format", form, "-o", "refused", want=2)
                 assert f"kv.target is {target}, which is no cache of --format {form}" in text, text
-                assert not (bench.folder / "refused").exists()
+                assert not (b.path / "refused").exists()
 
 
-def check_residual(bench):
+def test_residual(b):
     """transformers keeps 128 tokens in full precision, and quantizes them together: up to there it changes nothing."""
     def nll(ctx, *options):
-        text = bench.run("eval", "untargeted", "--data", "t.txt", "--ctx", ctx, "--windows", 2, "--json", "-q",
-                         "--set", "run.compute=f32", *options)
+        text = b.said("eval", "untargeted", "--data", "t.txt", "--ctx", ctx, "--windows", 2, "--json", "-q",
+                      "--set", "run.compute=f32", *options)
         said, _, warned = text.partition("\n")
         assert ("nothing of it is quantized" in warned) == (ctx == 128 and quanto == [*options]), warned
         return json.loads(said)["nll"]
@@ -189,37 +226,34 @@ def check_residual(bench):
     assert nll(130, *quanto) != nll(130, "--kv-bits", 16)
 
 
-def check_calibrated(bench, target):
-    """Calibrated and refined: the state, its artifact and the simulation of both agree."""
-    args = ["--data", "t.txt", *sets(*SMALL, *REFINE, f"kv.target={target}", "kv.learn=true")]
-    bench.run("calibrate", "m", *args, "-o", f"{target}.state", "-q")
-    bench.run("convert", "m", "--state", f"{target}.state", "-o", f"{target}-calibrated", "-q")
-    check_settings(bench, f"{target}-calibrated", target)
-    state, _ = bench.nll("m", "--state", f"{target}.state")
-    artifact, report = bench.nll(f"{target}-calibrated")
+def check_calibrated(b, target):
+    b.calibrated(target)
+    check_settings(b, f"{target}-calibrated", target)
+    state, _ = b.nll("m", "--state", f"{target}.state")
+    artifact, report = b.nll(f"{target}-calibrated")
     assert report["kv_target"] == target and abs(state - artifact) <= 1e-5, (state, artifact)
-    text = bench.run("verify", f"{target}-calibrated", "--against", "m", "--state", f"{target}.state", "--data",
-                     "t.txt", "--logit-tokens", 24, "--ctx", 24)
+    text = b.said("verify", f"{target}-calibrated", "--against", "m", "--state", f"{target}.state", "--data",
+                  "t.txt", "--logit-tokens", 24, "--ctx", 24)
     assert "verdict     passed" in text, text
 
 
-def check_mixture(bench):
+def test_mixture(b):
     """A mixture of experts is calibrated for llama.cpp's cache and for FP8, and exported with it."""
     config = {**MODEL, "num_experts_per_tok": 2, "max_position_embeddings": 256}
-    tiny.make_model(bench.folder / "mixture", seed=4, **config, num_local_experts=3, model_type="mixtral",
+    tiny.make_model(b.path / "mixture", seed=4, **config, num_local_experts=3, model_type="mixtral",
                     architectures=["MixtralForCausalLM"])
     args = ["--data", "t.txt", *sets(*SMALL, "refine.samples=0", "kv.target=llama.cpp-q4_0")]
-    bench.run("calibrate", "mixture", *args, "-o", "mixture.state", "-q")
-    bench.run("convert", "mixture", "--state", "mixture.state", "-o", "mixture-q", "-q")
-    check_settings(bench, "mixture-q", "llama.cpp-q4_0")
-    assert abs(bench.nll("mixture", "--state", "mixture.state")[0] - bench.nll("mixture-q")[0]) <= 1e-5
-    text = bench.run("export", "mixture-q", "--format", "gguf", "-o", "mixture.gguf")
+    b.run("calibrate", "mixture", *args, "-o", "mixture.state", "-q")
+    b.run("convert", "mixture", "--state", "mixture.state", "-o", "mixture-q", "-q")
+    check_settings(b, "mixture-q", "llama.cpp-q4_0")
+    assert abs(b.nll("mixture", "--state", "mixture.state")[0] - b.nll("mixture-q")[0]) <= 1e-5
+    text = b.said("export", "mixture-q", "--format", "gguf", "-o", "mixture.gguf")
     assert "llama.cpp's cache of type q4_0" in text, text
     fp8 = sets(*SMALL, "refine.samples=0", "kv.target=fp8", "weights.group_size=32")
-    bench.run("quantize", "mixture", "--data", "t.txt", *fp8, "-o", "mixture-fp8", "-q")
-    bench.run("export", "mixture-fp8", "--format", "compressed-tensors", "-o", "mixture-ct")
-    assert kv_of(bench, "mixture-ct")["kv_cache_scheme"]["type"] == "float"
-    names = tensor_names(bench.folder / "mixture-ct")
+    b.run("quantize", "mixture", "--data", "t.txt", *fp8, "-o", "mixture-fp8", "-q")
+    b.run("export", "mixture-fp8", "--format", "compressed-tensors", "-o", "mixture-ct")
+    assert kv_of(b, "mixture-ct")["kv_cache_scheme"]["type"] == "float"
+    names = tensor_names(b.path / "mixture-ct")
     assert {f"model.layers.{i}.self_attn.{side}_scale" for i in range(2) for side in "kv"} <= names, names
 
 
@@ -227,36 +261,40 @@ FOLD = ["weights.bits=16", "calibration.samples=3", "calibration.seqlen=24", "ca
         "kv.init=search", "optimizer.lr_smooth=0.05", "optimizer.lr_shift=0.05", "run.compute=f32"]
 
 
+# Models beside "m": without biases, and of a family that fuses projections.
+FOLDED = {"q": {"seed": 2, **MODEL, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None},
+          "fused": {"seed": 3, **MODEL, "hidden_size": 128, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"],
+                    "auto_map": {"AutoConfig": "own.Config"}}}
+
+
 def tensor_names(path):
     return set(tensors(path / "model.safetensors")[0]) - {"__metadata__"}
 
 
-def check_fold(bench, model, target, biases):
+def check_fold(b, model, target, biases):
     """A fold computes the same in full precision. In the engine's cache it has the loss of the smoothing and
     shift that the state learned, which is another one than without them. It is quantized like any checkpoint."""
-    state, folded = f"{model}-{target}.fold", f"{model}-{target}-folded"
-    only = sets("weights.bits=16", f"kv.target={target}")
-    bench.run("calibrate", model, "--data", "t.txt", *sets(*FOLD, f"kv.target={target}"), "-o", state, "-q")
-    done = json.loads(bench.run("fold", model, "--state", state, "-o", folded, "--json", "-q"))
+    folded, done = b.folded(model, target)
+    state, only = f"{model}-{target}.fold", sets("weights.bits=16", f"kv.target={target}")
     assert done["biases"] == biases, done
-    names, before = tensor_names(bench.folder / folded), tensor_names(bench.folder / model)
+    names, before = tensor_names(b.path / folded), tensor_names(b.path / model)
     added = {f"model.layers.{i}.self_attn.{x}_proj.bias" for i in range(2) for x in "qkvo"}
     assert names == before | (added if biases else set()), names ^ before
-    assert "auto_map" not in json.loads((bench.folder / folded / "config.json").read_text())
-    own, _ = bench.nll(model)
-    same, _ = bench.nll(folded)
+    assert "auto_map" not in json.loads((b.path / folded / "config.json").read_text())
+    own, _ = b.nll(model)
+    same, _ = b.nll(folded)
     assert abs(own - same) <= 1e-5, (own, same)  # f32, products rounded once
-    learned, _ = bench.nll(model, "--state", state)
-    assert bench.nll(model, "--state", state, "--set", f"kv.target={target}")[0] == learned
-    cached, _ = bench.nll(folded, "--simulate", "rtn", *only)
-    unfolded, _ = bench.nll(model, "--simulate", "rtn", *only)
+    learned, _ = b.nll(model, "--state", state)
+    assert b.nll(model, "--state", state, "--set", f"kv.target={target}")[0] == learned
+    cached, _ = b.nll(folded, "--simulate", "rtn", *only)
+    unfolded, _ = b.nll(model, "--simulate", "rtn", *only)
     # A few codes at a tie differ, as R v is summed in another order.
     assert abs(learned - cached) <= 2e-3 < abs(unfolded - learned), (learned, cached, unfolded)
     artifact = f"{folded}-rtn"
-    bench.run("convert", folded, "-o", artifact, "-q", *sets(f"kv.target={target}", "weights.group_size=32"))
-    text = bench.run("verify", artifact, "--against", folded, "--data", "t.txt", "--logit-tokens", 24, "--ctx", 24)
+    b.run("convert", folded, "-o", artifact, "-q", *sets(f"kv.target={target}", "weights.group_size=32"))
+    text = b.said("verify", artifact, "--against", folded, "--data", "t.txt", "--logit-tokens", 24, "--ctx", 24)
     assert "verdict     passed" in text, text
-    bench.run("export", artifact, "--format", "gguf", "--gguf-pre", "none", "-o", f"{artifact}.gguf")
+    b.run("export", artifact, "--format", "gguf", "--gguf-pre", "none", "-o", f"{artifact}.gguf")
 
 
 def named_bytes(folder):
@@ -272,16 +310,16 @@ def named_bytes(folder):
     return found
 
 
-def check_sharded(bench, model, target):
+def check_sharded(b, model, target):
     """Files of a bounded size hold the same tensors as one file, and are read again."""
-    folded, shards = f"{model}-{target}-folded", f"{model}-{target}-shards"
-    done = json.loads(bench.run("fold", model, "--state", f"{model}-{target}.fold", "-o", shards, "--shard", "100K",
-                                "--json", "-q"))
-    files = {f.name: f.stat().st_size for f in (bench.folder / shards).glob("*.safetensors")}
+    folded, shards = b.folded(model, target)[0], f"{model}-{target}-shards"
+    done = json.loads(b.said("fold", model, "--state", f"{model}-{target}.fold", "-o", shards, "--shard", "100K",
+                             "--json", "-q"))
+    files = {f.name: f.stat().st_size for f in (b.path / shards).glob("*.safetensors")}
     assert len(files) > 2 and sum(files.values()) == done["bytes"], (files, done)
-    whole, parts = named_bytes(bench.folder / folded), named_bytes(bench.folder / shards)
+    whole, parts = named_bytes(b.path / folded), named_bytes(b.path / shards)
     assert {n: t[:3] for n, t in whole.items()} == {n: t[:3] for n, t in parts.items()}
-    index = json.loads((bench.folder / shards / "model.safetensors.index.json").read_text())
+    index = json.loads((b.path / shards / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == {n: t[3] for n, t in parts.items()}
     assert index["metadata"]["total_size"] == sum(len(t[0]) for t in parts.values())
     own = [[len(t[0]) for t in parts.values() if t[3] == name] for name in sorted(files)]
@@ -289,12 +327,15 @@ def check_sharded(bench, model, target):
         assert sum(sizes) <= 100 << 10 or len(sizes) == 1, own
         assert not after or sum(sizes) + after[0] > 100 << 10, own
     assert list(whole) == list(parts), "in another order"
-    assert bench.nll(shards)[0] == bench.nll(folded)[0]
+    assert b.nll(shards)[0] == b.nll(folded)[0]
 
 
-def check_refused(bench):
+def test_refused(b):
     """What is no fold, and what a fold is not."""
     state, target = "m-llama.cpp-q4_0.fold", "llama.cpp-q4_0"
+    b.folded("m", target)
+    b.calibrated(target)
+    b.model("q")
     for args, words in ((["fold", "m", "--state", f"{target}.state", "-o", "refused"], "holds nothing to fold"),
                         (["fold", "m", "-o", "refused"], "give --state STATE"),
                         (["fold", "m", "--state", state], "give -o OUT"),
@@ -303,41 +344,40 @@ def check_refused(bench):
                         (["convert", "m", "--state", state, "-o", "refused"], "then `wkvq fold`"),
                         (["calibrate", "m", "--data", "t.txt", "-o", "refused", *sets(*FOLD, *REFINE, f"kv.target={target}")],
                          "nothing to refine")):
-        text = bench.run(*args, status=2)
+        text = b.said(*args, want=2)
         assert words in text, (args, text)
-        assert not (bench.folder / "refused").exists(), args
+        assert not (b.path / "refused").exists(), args
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(sys.argv[1], folder)
-        tiny.make_model(bench.folder / "m", **MODEL)
-        tiny.make_text(bench.folder / "t.txt")
-        bench.run("convert", "m", "-o", "untargeted", "-q", *sets("weights.group_size=32"))
-        for target in SETTINGS:
-            artifact = f"{target}-rtn"
-            bench.run("convert", "m", "-o", artifact, "-q", *sets(f"kv.target={target}", "weights.group_size=32"))
-            check_settings(bench, artifact, target)
-            check_simulation(bench, artifact, target)
-            check_runtime(bench, artifact, target)
-            check_calibrated(bench, target)
-        check_scales(bench)
-        check_engines(bench)
-        check_mixture(bench)
-        check_residual(bench)
-        for target in TARGETS:
-            check_export(bench, f"{target}-rtn", target)
-            check_fold(bench, "m", target, biases=True)
-        tiny.make_model(bench.folder / "q", seed=2, **MODEL, model_type="mistral",
-                        architectures=["MistralForCausalLM"], sliding_window=None)
-        check_fold(bench, "q", "llama.cpp-q4_0", biases=False)
-        tiny.make_model(bench.folder / "fused", seed=3, **{**MODEL, "hidden_size": 128}, model_type="phi3",
-                        architectures=["Phi3ForCausalLM"], auto_map={"AutoConfig": "own.Config"})
-        check_fold(bench, "fused", "llama.cpp-q4_0", biases=False)
-        for model in "m", "fused":
-            check_sharded(bench, model, "llama.cpp-q4_0")
-        check_refused(bench)
-    print("ok")
+def test_rounded_to_nearest(b):
+    for target in SETTINGS:
+        artifact = b.rounded(target)
+        check_settings(b, artifact, target)
+        check_simulation(b, artifact, target)
+        check_runtime(b, artifact, target)
 
 
-main()
+def test_calibrated(b):
+    for target in SETTINGS:
+        check_calibrated(b, target)
+
+
+def test_export(b):
+    for target in TARGETS:
+        check_export(b, b.rounded(target), target)
+
+
+def test_fold(b):
+    for target in TARGETS:
+        check_fold(b, "m", target, biases=True)
+    for model in "q", "fused":
+        check_fold(b, model, "llama.cpp-q4_0", biases=False)
+
+
+def test_sharded(b):
+    for model in "m", "fused":
+        check_sharded(b, model, "llama.cpp-q4_0")
+
+
+if __name__ == "__main__":
+    harness.main(globals(), Bench)

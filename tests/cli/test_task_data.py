@@ -9,12 +9,11 @@ import json
 import os
 import pathlib
 import struct
-import subprocess
 import sys
-import tempfile
 import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 # What LongBench's own metrics.py and eval.py give for the answers in LongBench/pred, in percent.
@@ -23,23 +22,26 @@ SCORES = {"qasper": 11.36, "2wikimqa": 7.99, "hotpotqa": 7.44, "multifieldqa_en"
 LONG_CTX = 300
 
 
-class Fixture:
+class Fixture(harness.Bench):
     def __init__(self, wkvq, golden, folder):
-        self.wkvq, self.golden, self.path = wkvq, json.loads(pathlib.Path(golden).read_text()), pathlib.Path(folder)
-        data = os.environ.get("WKVQ_TASK_DATA")
-        self.data = pathlib.Path(data) if data else None
+        super().__init__(wkvq, folder)
+        self.golden = json.loads(pathlib.Path(golden).read_text())
         tiny.make_model(self.path / "model", num_hidden_layers=1, max_position_embeddings=4096)
 
-    def run(self, *args):
-        done = subprocess.run([self.wkvq, "eval", *args, "--json", "-q"], cwd=self.path, capture_output=True,
-                              timeout=300)
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
-        return json.loads(done.stdout)
+    @property
+    def data(self):
+        """The folder of the published sets."""
+        if not os.environ.get("WKVQ_TASK_DATA"):
+            raise harness.Skip("WKVQ_TASK_DATA is not set")
+        return pathlib.Path(os.environ["WKVQ_TASK_DATA"])
+
+    def evaluate(self, *args):
+        return json.loads(self.run("eval", *args, "--json", "-q").stdout)
 
     def zeroshot(self, want, *args):
         """Compares the questions of a file with golden ones."""
         (self.path / "lines.jsonl").unlink(missing_ok=True)
-        result = self.run("model", "--task", "zeroshot", "--ctx", "4096", "-o", "lines.jsonl", *args)
+        result = self.evaluate("model", "--task", "zeroshot", "--ctx", "4096", "-o", "lines.jsonl", *args)
         rows = [json.loads(line) for line in (self.path / "lines.jsonl").read_text().splitlines()]
         got = [row["crc32"] for row in rows]
         wrong = [row["question"] for row, crc in zip(rows, want["crc32"], strict=True) if row["crc32"] != crc]
@@ -76,7 +78,7 @@ def test_published_labels(f):
 def test_predictions(f):
     """LongBench's scores of published answers."""
     given = [w for name in SCORES for w in ("--predictions", str(f.data / f"LongBench/pred/{name}.jsonl"))]
-    r = f.run("--task", "longbench", *given)
+    r = f.evaluate("--task", "longbench", *given)
     for entry in r["sets"]:
         assert round(entry["score"], 2) == SCORES[entry["set"]], entry
     assert abs(r["average"]["score"] - sum(SCORES.values()) / 6) <= 0.01, r["average"]
@@ -100,8 +102,8 @@ def test_prompts(f):
     (f.path / "lengths.json").write_text(json.dumps(short))
     for name in SCORES:
         path = f.data / f"LongBench/{name}.jsonl"
-        f.run("model", "--task", "longbench", "--data", str(path), "--prompts", str(config / "dataset2prompt.json"),
-              "--max-gen", "lengths.json", "--ctx", str(LONG_CTX), "-o", name + ".out")
+        f.evaluate("model", "--task", "longbench", "--data", str(path), "--prompts", str(config / "dataset2prompt.json"),
+                   "--max-gen", "lengths.json", "--ctx", str(LONG_CTX), "-o", name + ".out")
         lines = [json.loads(line) for line in (f.path / (name + ".out")).read_text().splitlines()]
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for row, line in zip(rows, lines, strict=True):
@@ -113,21 +115,5 @@ def test_prompts(f):
                 row[k] for k in ("answers", "all_classes", "length")], line
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(str(pathlib.Path(sys.argv[1]).resolve()), sys.argv[2], folder)
-        left_out = 0
-        for name, test in list(globals().items()):
-            if not name.startswith("test_") or (len(sys.argv) > 3 and name not in sys.argv[3:]):
-                continue
-            if name != "test_own_rows" and not f.data:
-                print("not run, WKVQ_TASK_DATA is not set:", name, flush=True)
-                left_out = 77
-                continue
-            test(f)
-            print("ok", name, flush=True)
-        sys.exit(left_out)
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Fixture, arguments=2)

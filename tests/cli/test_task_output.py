@@ -11,11 +11,11 @@ import pathlib
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "golden")]
 import gen_scores
+import harness
 import test_tasks
 import tiny
 
@@ -228,10 +228,14 @@ def test_longbench(f):
 
 def test_predictions(f):
     """Given answers get the scores that they had, from one file or from several."""
+    long_files(f)
+    f.fresh()
+    for out in ("pred/", OUT):
+        f.call(longbench(f, "packed", out))
     result = None
     for files in (["pred/qasper.jsonl", "pred/lcc.jsonl"], [OUT]):
         given = json.loads(f.run("eval", "--task", "longbench", "--json",
-                                 *[w for x in files for w in ("--predictions", x)]))
+                                 *[w for x in files for w in ("--predictions", x)]).stdout)
         scores = [(s["set"], s["n"], s["score"], s["stderr"]) for s in given["sets"]], given["average"]
         result = result or scores
         assert scores == result
@@ -245,7 +249,7 @@ def test_predictions_nul(f):
     texts = [("\0 m b", ["m b"]), ("m\0b c", ["m c", "m\0b"]), ("m\0b c", ["m\0d c"])]
     test_tasks.write_rows(f.path / "nul.jsonl", [{"set": "qasper", "pred": pred, "answers": answers,
                                                   "all_classes": None, "length": 1} for pred, answers in texts])
-    given = json.loads(f.run("eval", "--task", "longbench", "--json", "--predictions", "nul.jsonl"))
+    given = json.loads(f.run("eval", "--task", "longbench", "--json", "--predictions", "nul.jsonl").stdout)
     test_tasks.near(given["sets"][0]["score"], eval_py(f.path / "nul.jsonl")[1], 1e-6, "NUL")
 
 
@@ -265,14 +269,5 @@ def test_full_precision(f):
     assert len(set(preds[0])) > 1, "all answers are equal, which shows nothing"
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(str(pathlib.Path(sys.argv[1]).resolve()), folder)
-        for name, test in list(globals().items()):
-            if name.startswith("test_") and callable(test) and (len(sys.argv) < 3 or name in sys.argv[2:]):
-                test(f)
-                print("ok", name, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Fixture)

@@ -10,13 +10,12 @@ import pathlib
 import random
 import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 import zlib
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1] / "golden")]
 import gen_scores
+import harness
 import tiny
 import tiny_forward
 
@@ -66,21 +65,15 @@ def add_bos(folder, name):
     (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-class Fixture:
+class Fixture(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_model(self.path / "model")
+        tiny.make_text(self.path / "text.txt", 40)
         self.reference = tiny_forward.Tiny(self.path / "model")
         for name, lines, _ in SETS.values():
             text = "\n".join(json.dumps(line) for line in lines) + "\n\n"
             (self.path / name).write_text(text)
-
-    def run(self, *args, want=0):
-        done = subprocess.run([self.wkvq, *args], cwd=self.path, capture_output=True, timeout=300)
-        if done.returncode != want:
-            raise AssertionError(f"{' '.join(args)}: exit {done.returncode}, want {want}\n"
-                                 + done.stderr.decode(errors="replace"))
-        return done.stdout.decode()
 
     def evaluate(self, model, *args, files=None):
         """Returns the result, and its line for each question."""
@@ -90,7 +83,15 @@ class Fixture:
         out = self.run("eval", model, "--task", "zeroshot", *data, "--ctx", "200", "--json", "-q",
                        "-o", "lines.jsonl", *args)
         rows = [json.loads(line) for line in (self.path / "lines.jsonl").read_text().splitlines()]
-        return json.loads(out), rows
+        return json.loads(out.stdout), rows
+
+    def packed(self, window):
+        """Makes an artifact whose cache has such a window, unless it is there. Returns its name."""
+        out = "packed" + window
+        if not (self.path / out).exists():
+            self.run("convert", "model", "-o", out, "-q", "--set", "weights.group_size=8", "--set",
+                     "kv.group_size=8", "--set", f"kv.window={window}", "--set", "kv.sink=2")
+        return out
 
     def likelihoods(self, choices, front=()):
         for context, continuation, _ in choices:
@@ -151,7 +152,7 @@ def test_bos(f):
             for have, want in zip(rows[0]["ll"], f.likelihoods(questions[0][1], [256] * front)):
                 near(have, want, 1e-4, f"{model}, BOS {rule}")
             assert result["bos"] == rule and result["bos_in_text"] == front, result
-            said = f.run("eval", model, "--task", "zeroshot", "--data", name, "--ctx", "64", "-q", "--bos", rule)
+            said = f.run("eval", model, "--task", "zeroshot", "--data", name, "--ctx", "64", "-q", "--bos", rule).stdout
             assert ("chunk 1, BOS in front" if front else "chunk 1, no BOS") in said, said
 
 
@@ -168,9 +169,7 @@ def test_cut(f):
 def test_packed(f):
     """The packed runtime computes shared beginnings once, and agrees with the simulation."""
     for window in ("1", "9"):
-        out = "packed" + window
-        f.run("convert", "model", "-o", out, "-q", "--set", "weights.group_size=8", "--set",
-              "kv.group_size=8", "--set", f"kv.window={window}", "--set", "kv.sink=2")
+        out = f.packed(window)
         _, simulated = f.evaluate(out, "--chunk", "1")
         _, packed = f.evaluate(out, "--chunk", "1", "--decode")
         _, whole = f.evaluate(out, "--decode")
@@ -227,12 +226,12 @@ def test_limit(f):
         for row in some:
             for x, y in zip(row["ll"], whole[row["question"]]["ll"], strict=True):
                 near(x, y, 1e-4, "one of some")
-    said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "4", "--ctx", "200", "-q")
+    said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "4", "--ctx", "200", "-q").stdout
     assert "4 of 10 questions" in said, said
-    said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "1", "--ctx", "200", "-q")
+    said = f.run("eval", "model", "--task", "zeroshot", "--data", "ten.jsonl", "--limit", "1", "--ctx", "200", "-q").stdout
     assert "1 of 10 questions" in said, said
     write_rows(f.path / "one.jsonl", rows[:1])
-    said = f.run("eval", "model", "--task", "zeroshot", "--data", "one.jsonl", "--ctx", "200", "-q")
+    said = f.run("eval", "model", "--task", "zeroshot", "--data", "one.jsonl", "--ctx", "200", "-q").stdout
     assert "1 question " in said, said
     result, rows = f.evaluate("model", "--limit", "1")
     assert [s["n"] for s in result["sets"]] == [1, 1, 1, 1] and len(rows) == 4
@@ -334,12 +333,11 @@ def window_means(f, other, ids):
 def test_against(f):
     """Two models on the same windows."""
     tiny.make_model(f.path / "other", seed=2)
-    tiny.make_text(f.path / "text.txt", 40)
     other = tiny_forward.Tiny(f.path / "other")
     ids = list((f.path / "text.txt").read_bytes())
     want = [window_means(f, other, ids[i:i + 30]) for i in range(0, 120, 30)]
     r = json.loads(f.run("eval", "other", "--data", "text.txt", "--ctx", "30", "--windows", "4",
-                         "--against", "model", "--json", "-q"))
+                         "--against", "model", "--json", "-q").stdout)
     for i, got in enumerate((r["model"]["nll"], r["against"]["nll"], r["difference"], r["kl"],
                              r["top1"])):
         column = [row[i] for row in want]
@@ -365,12 +363,12 @@ def test_second_half(f):
             losses.append([-log_softmax(row)[t] for row, t in zip(rows, window[1:])])
         want = [sum(row[first:]) / (ctx - 1 - first) for row in losses]
         args = ["--data", "text.txt", "--ctx", str(ctx), "--windows", "2", "--json", "-q"]
-        r = json.loads(f.run("eval", "model", "--score", "second-half", *args))
+        r = json.loads(f.run("eval", "model", "--score", "second-half", *args).stdout)
         assert r["score"] == "second-half" and r["tokens"] == 2 * (ctx - 1 - first), r
         near(r["nll"], sum(want) / 2, 1e-5, "loss")
         for got, one in zip(r["window_nll"], want, strict=True):
             near(got, one, 1e-5, "loss of a window")
-        whole = [json.loads(f.run("eval", "packed1", "--score", "second-half", *more, *args))
+        whole = [json.loads(f.run("eval", f.packed("1"), "--score", "second-half", *more, *args).stdout)
                  for more in (["--decode"], [], ["--against", "model"])]
         near(whole[0]["nll"], whole[1]["nll"], 2e-4, "packed")
         near(whole[2]["model"]["nll"], whole[1]["nll"], 1e-6, "against")
@@ -382,8 +380,8 @@ def test_against_packed(f):
     args = ["--data", "text.txt", "--ctx", "40", "--windows", "2", "--against", "model", "--json",
             "-q"]
     for chunk in ("1", "7", "40"):
-        simulated = json.loads(f.run("eval", "packed1", "--chunk", chunk, *args))
-        packed = json.loads(f.run("eval", "packed1", "--chunk", chunk, "--decode", *args))
+        simulated = json.loads(f.run("eval", f.packed("1"), "--chunk", chunk, *args).stdout)
+        packed = json.loads(f.run("eval", f.packed("1"), "--chunk", chunk, "--decode", *args).stdout)
         assert packed["model"]["method"] == "packed runtime", packed
         assert packed["against"]["method"] == "full precision", packed
         assert simulated["kl"]["mean"] > 1e-4, simulated
@@ -419,7 +417,7 @@ def test_longbench(f):
     for name, (_, fields) in LONG.items():
         prompt, cut = long_prompt(name)
         made = json.loads(f.run("generate", "long", "-p", prompt, "-n", str(LONG_GEN), "--chunk",
-                                "1000", "--json", "-q"))["text"]
+                                "1000", "--json", "-q").stdout)["text"]
         # a quarter of the answer, and an unrelated answer
         answers = ["@", made.lstrip("\n")[:max(1, len(made) // 2)]]
         score = {"lcc": lambda a, b: int(round(100 * gen_scores.ratio(gen_scores.code_line(a), b))) / 100}
@@ -433,7 +431,7 @@ def test_longbench(f):
         want.append((name, made, cut, len(prompt), value))
     r = json.loads(f.run("eval", "long", "--task", "longbench", "--prompts", "prompts.json",
                          "--max-gen", "lengths.json", "--ctx", str(LONG_CTX), "--json", "-q", "-o",
-                         "answers.jsonl", *files))
+                         "answers.jsonl", *files).stdout)
     rows = [json.loads(line) for line in (f.path / "answers.jsonl").read_text().splitlines()]
     assert any(value > 0 for *_, value in want), "no answer has a score to compare"
     for i, (name, made, cut, length, value) in enumerate(want):
@@ -447,14 +445,5 @@ def test_longbench(f):
     assert r["method"] == "packed runtime" and r["kv_bits"] == 8, r  # of heads of 8: 4 a code, and a scale and zero point
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(str(pathlib.Path(sys.argv[1]).resolve()), folder)
-        for name, test in list(globals().items()):
-            if name.startswith("test_") and (len(sys.argv) < 3 or name in sys.argv[2:]):
-                test(f)
-                print("ok", name, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Fixture)

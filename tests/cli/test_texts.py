@@ -4,12 +4,10 @@
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
-import tempfile
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 L, N = 32, 12
@@ -24,9 +22,9 @@ eval: {data: eval.txt, windows: 2, ctx: 32}
 """
 
 
-class Fixture:
+class Fixture(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_model(self.path / "model", num_hidden_layers=2)
         self.size = {}
         for name, letter, n in (("prose.txt", "p", 900), ("code.txt", "c", 500)):
@@ -39,15 +37,9 @@ class Fixture:
         (self.path / "mix.yaml").write_text(YAML)
         (self.path / "s.yaml").write_text(SWEEP)
 
-    def run(self, args, want=0):
-        done = subprocess.run(args, cwd=self.path, capture_output=True, timeout=300, text=True)
-        if done.returncode != want:
-            raise AssertionError(f"{' '.join(args)}\nexit {done.returncode}, want {want}\n" + done.stderr)
-        return done
-
     def calibrate(self, out, *more, want=0):
         sets = [w for pair in RECIPE for w in ("--set", pair)]
-        return self.run([self.wkvq, "calibrate", "model", "-o", out, "-j1", *sets, *more], want)
+        return self.run("calibrate", "model", "-o", out, "-j1", *sets, *more, want=want)
 
     def text_of(self, state):
         return json.loads((self.path / state / "manifest.json").read_text())["identity"]["text"]
@@ -57,6 +49,13 @@ class Fixture:
 
     def blocks(self, name):
         return {k: v for k, v in self.files(name).items() if k.startswith("block-")}
+
+    def artifact(self):
+        """Makes an artifact of three texts, unless it is there."""
+        if not (self.path / "artifact").exists():
+            sets = [w for pair in RECIPE for w in ("--set", pair)]
+            self.run("quantize", "model", *SHARED, "-o", "artifact", "-j1", *sets)
+        return self.path / "artifact"
 
     def reference(self):
         if not (self.path / "reference").exists():
@@ -139,12 +138,12 @@ def test_the_plan_has_the_counts(f):
     text = f.calibrate("planned", *more).stdout
     assert "6 of prose.txt (share 0.5, 1800 tokens)" in text and "3 of code.txt (share 0.25, 1000 tokens)" in text, text
     sets = [w for pair in RECIPE for w in ("--set", pair)]
-    done = f.run([f.wkvq, "quantize", "model", "-o", "planned", "-j1", *sets, *more, "--json"])
+    done = f.run("quantize", "model", "-o", "planned", "-j1", *sets, *more, "--json")
     texts = json.loads(done.stdout)["texts"]
     assert [t["windows"] for t in texts] == COUNTS and texts[2]["file"] == "rows.jsonl", texts
     assert not (f.path / "planned").exists()
-    assert "texts" not in json.loads(f.run([f.wkvq, "quantize", "model", "-o", "planned", "-j1", *sets, "--data",
-                                            "prose.txt", "--plan", "--json"]).stdout)
+    assert "texts" not in json.loads(f.run("quantize", "model", "-o", "planned", "-j1", *sets, "--data",
+                                           "prose.txt", "--plan", "--json").stdout)
 
 
 def test_a_small_text_is_told(f):
@@ -161,22 +160,21 @@ def test_a_small_text_is_told(f):
 
 def test_the_artifact_names_its_texts(f):
     """quantize converts and verifies on such texts too, and the artifact records them."""
-    sets = [w for pair in RECIPE for w in ("--set", pair)]
-    f.run([f.wkvq, "quantize", "model", *SHARED, "-o", "artifact", "-j1", *sets])
-    text = json.loads((f.path / "artifact" / "manifest.json").read_text())["provenance"]["text"]
+    text = json.loads((f.artifact() / "manifest.json").read_text())["provenance"]["text"]
     assert text == f.reference(), text
 
 
 def test_whole_texts_have_no_shares(f):
+    f.artifact()
     for command in (["eval", "model"], ["verify", "artifact"], ["eval", "model", "--task", "zeroshot"]):
-        done = f.run([f.wkvq, *command, "--data", "prose.txt:0.5"], want=2)
+        done = f.run(*command, "--data", "prose.txt:0.5", want=2)
         assert "'prose.txt' has a share, but" in done.stderr and "whole texts" in done.stderr, done.stderr
 
 
 def test_a_sweep_reads_texts_once(f):
     """Both cells share the tokens, each state has its shares, and the command reproduces them."""
     command = [f.wkvq, "sweep", "s.yaml", "-m", "model", "-o", "swept", "-j1", *SHARED]
-    done = f.run(command)
+    done = f.call(command)
     assert done.stderr.count("text: ") == 4, done.stderr  # three to calibrate on, one to evaluate on
     rows = [json.loads(line) for line in (f.path / "swept" / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 2
@@ -184,7 +182,7 @@ def test_a_sweep_reads_texts_once(f):
         assert row["identity"]["text"]["texts"] == f.reference()["texts"], row["identity"]
         assert "--data prose.txt:0.5 --data code.txt:0.25 --data rows.jsonl:0.25" in row["command"], row["command"]
     other = [*command[:-6], "--data", "prose.txt:0.5", "--data", "code.txt:0.5", "--data", "rows.jsonl:0.1"]
-    f.run(other)
+    f.call(other)
     rows = [json.loads(line) for line in (f.path / "swept" / "results.jsonl").read_text().splitlines()]
     assert len({r["hash"] for r in rows}) == 4, "cells of another mix are others"
 
@@ -197,14 +195,14 @@ def test_split_keeps_documents_apart(f):
     def halves(out):
         return [[json.loads(line)["text"] for line in (f.path / f"{out}.{side}.jsonl").read_text().splitlines()]
                 for side in ("train", "test")]
-    f.run([sys.executable, SPLIT, "task.jsonl", "context", "0.3", "half"])
+    f.call([sys.executable, SPLIT, "task.jsonl", "context", "0.3", "half"])
     train, test = halves("half")
     assert len(test) == 3 and sorted(train + test) == sorted(names), (train, test)
     (f.path / "task.jsonl").write_text("".join(json.dumps(r) + "\n" for r in reversed(rows[9:])))
-    f.run([sys.executable, SPLIT, "task.jsonl", "context", "0.3", "again"])
+    f.call([sys.executable, SPLIT, "task.jsonl", "context", "0.3", "again"])
     assert halves("again") == [train, test], "the split depends on the order of rows"
-    done = f.run([f.wkvq, "eval", "model", "--data", "half.test.jsonl", "--ctx", "32", "--json"])
-    whole = f.run([f.wkvq, "eval", "model", "--data", "task.jsonl", "--text-field", "context", "--ctx", "32", "--json"])
+    done = f.run("eval", "model", "--data", "half.test.jsonl", "--ctx", "32", "--json")
+    whole = f.run("eval", "model", "--data", "task.jsonl", "--text-field", "context", "--ctx", "32", "--json")
     tokens = [json.loads(d.stdout)["text_tokens"] for d in (done, whole)]
     assert tokens == [sum(map(len, test)) + 4, 2 * sum(map(len, names)) + 2 * 17], tokens  # "\n\n" between rows
 
@@ -218,28 +216,10 @@ def test_split_refuses(f):
                        (["none.jsonl", "text", "0.5", "x"], "none.jsonl: cannot be read"),
                        (["two.jsonl", "text", "0.5", "none/x"], "none/x: cannot be written"),
                        (["one.jsonl", "text", "2", "x"], "SHARE is '2'"), (["one.jsonl"], "want FILE.jsonl")):
-        done = f.run([sys.executable, SPLIT, *args], want=2)
+        done = f.call([sys.executable, SPLIT, *args], want=2)
         assert want in done.stderr, done.stderr
         assert not list(f.path.glob("x.*")), "half a split"
 
 
-def main():
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    tests = {n: t for n, t in globals().items() if n.startswith("test_")}
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(wkvq, folder)
-        for name in sys.argv[2:] or tests:
-            began = time.monotonic()
-            try:
-                tests[name](f)
-                print(f"ok   {name} ({time.monotonic() - began:.1f} s)", flush=True)
-            except (AssertionError, KeyError, ValueError, OSError, subprocess.TimeoutExpired) as e:
-                failed += 1
-                print(f"FAIL {name}: {e}", flush=True)
-    print(f"{len(tests)} tests, {failed} failed")
-    return failed != 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture)

@@ -8,9 +8,10 @@ sanitizer no command may cause a report. In any build, packing and the packed ru
 of threads. Simulation and calibration give the same bytes for the same number (test_pipeline.py)."""
 import json
 import pathlib
-import subprocess
 import sys
-import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 
 THREADS = (1, 3, 4)
 CALIBRATE = ["calibration.samples=2", "calibration.seqlen=128", "calibration.epochs=1", "crr.blocks=1"]
@@ -22,42 +23,44 @@ WAYS = {
 }
 
 
-class Bench:
-    def __init__(self, wkvq, demo, folder):
-        self.wkvq, self.demo, self.folder = wkvq, pathlib.Path(demo), pathlib.Path(folder)
-        (self.folder / "text.txt").write_bytes((self.demo / "heldout.txt").read_bytes()[:6000])
+class Bench(harness.Bench):
+    decode = False
 
-    def run(self, threads, *args):
-        """Runs wkvq, which must succeed, and returns its stdout."""
-        done = subprocess.run([self.wkvq, *map(str, args), "-j", str(threads)], cwd=self.folder,
-                              capture_output=True, timeout=300)
-        errors = done.stderr.decode(errors="replace")
-        if done.returncode or "Sanitizer" in errors:
-            raise AssertionError(f"{' '.join(map(str, args))} -j {threads}\nexit {done.returncode}\n{errors}")
+    def __init__(self, wkvq, demo, folder):
+        super().__init__(wkvq, folder)
+        self.demo = pathlib.Path(demo).resolve()
+        (self.path / "text.txt").write_bytes((self.demo / "heldout.txt").read_bytes()[:6000])
+
+    def on(self, threads, *args):
+        """Runs wkvq on this many threads, without a report of a sanitizer, and returns its stdout."""
+        done = self.run(*args, "-j", threads)
+        assert b"Sanitizer" not in done.stderr, done.stderr.decode(errors="replace")
         return done.stdout
 
+    def artifact(self, name):
+        """Makes the artifact of one of WAYS, unless it is there."""
+        if not (self.path / name).exists():
+            i = list(WAYS).index(name)
+            self.on(3 + i % 2, "calibrate", self.demo, "--data", self.demo / "calibration.txt", "-o", name + ".state",
+                    *harness.words(CALIBRATE + WAYS[name]))
+            self.on(4 - i % 2, "convert", self.demo, "--state", name + ".state", "-o", name)
+        return self.path / name
+
     def files(self, name):
-        return {f.name: f.read_bytes() for f in (self.folder / name).iterdir()}
-
-
-def settings(pairs):
-    return [w for pair in pairs for w in ("--set", pair)]
+        return {f.name: f.read_bytes() for f in (self.path / name).iterdir()}
 
 
 def test_calibrations(b):
     """Every kind of calibration on three or four threads, to its end."""
-    for i, (name, ways) in enumerate(WAYS.items()):
-        b.run(3 + i % 2, "calibrate", b.demo, "--data", b.demo / "calibration.txt", "-o", name + ".state",
-              *settings(CALIBRATE + ways))
-        b.run(4 - i % 2, "convert", b.demo, "--state", name + ".state", "-o", name)
-        manifest = json.loads((b.folder / name / "manifest.json").read_text())
+    for name in WAYS:
+        manifest = json.loads((b.artifact(name) / "manifest.json").read_text())
         assert manifest["tensors"], name
 
 
 def test_packing_gives_the_same_bytes(b):
     """Rounding to nearest, in several shards."""
     for n in THREADS:
-        b.run(n, "convert", b.demo, "-o", f"packed-{n}", "--shard", "300K")
+        b.on(n, "convert", b.demo, "-o", f"packed-{n}", "--shard", "300K")
     first = b.files("packed-1")
     assert sum(name.endswith(".safetensors") for name in first) > 1, sorted(first)
     for n in THREADS[1:]:
@@ -65,18 +68,20 @@ def test_packing_gives_the_same_bytes(b):
 
 
 def test_reading_gives_the_same_answers(b):
-    """Evaluates the artifacts above. The packed runtime does not depend on the number of threads. Products of the
+    """Evaluates artifacts of WAYS. The packed runtime does not depend on the number of threads. Products of the
     simulation have tiles by thread, so it is repeatable for one number of them."""
+    for name in ("f32", "bf16", "rounding"):
+        b.artifact(name)
     packed = [["eval", "f32", "--data", "text.txt", "--ctx", "64", "--windows", "1", "--decode", "--json"],
               ["generate", "bf16", "-p", "The ", "-n", "24"]]
     for args in packed:
-        told = [without_times(b.run(n, *args)) for n in THREADS]
+        told = [without_times(b.on(n, *args)) for n in THREADS]
         assert told[0] and told.count(told[0]) == len(told), (args, told)
     simulated = ["eval", "rounding", "--data", "text.txt", "--ctx", "128", "--windows", "2", "--json"]
-    first, second = (without_times(b.run(3, *simulated)) for _ in range(2))
+    first, second = (without_times(b.on(3, *simulated)) for _ in range(2))
     assert first["ppl"] > 1 and first == second, (first, second)
     for n in THREADS:
-        told = b.run(n, "verify", "f32", "--against", b.demo, "--data", "text.txt", "--ctx", "128", "--json")
+        told = b.on(n, "verify", "f32", "--against", b.demo, "--data", "text.txt", "--ctx", "128", "--json")
         assert json.loads(told)["passed"], told
 
 
@@ -88,19 +93,5 @@ def without_times(text):
         return text
 
 
-def main():
-    failed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        b = Bench(str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve(), folder)
-        for test in (test_calibrations, test_packing_gives_the_same_bytes, test_reading_gives_the_same_answers):
-            try:
-                test(b)
-                print("ok  ", test.__name__, flush=True)
-            except Exception as e:
-                failed += 1
-                print("FAIL", test.__name__, "\n", e, flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(1 if main() else 0)
+    harness.main(globals(), Bench, arguments=2)

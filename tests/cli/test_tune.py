@@ -5,10 +5,12 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from test_sweep import DEMO, close, main
+import harness
+from test_sweep import DEMO, Fixture, close
 
 TUNE = ["--data", "text.txt", "--eval", "eval.txt", "--ctx", "64", "--seqlen", "64", "--windows", "4", "-j1"]
 
@@ -30,8 +32,8 @@ def config_of(path):
 def quantize_as_tuned(f, done, trial):
     """The printed command works as it is, and has the bits of the trial that it was recommended for."""
     (printed,) = re.findall(r"next, run `wkvq (.*)`", done.stderr)
-    out = f.run([f.wkvq, *shlex.split(printed), "--json", "--set", "calibration.samples=4",
-                 "--set", "calibration.seqlen=32", "-j1"])
+    out = f.run(*shlex.split(printed), "--json", "--set", "calibration.samples=4",
+                "--set", "calibration.seqlen=32", "-j1")
     got = json.loads(out.stdout)
     assert close(got["weight_bits"], trial["weight_bits"]) and close(got["kv_bits"], trial["kv_bits"]), (got, trial)
 
@@ -47,10 +49,15 @@ def check_recommended(f, config, best):
     assert config["calibration.samples"] == "99"
 
 
+def by_bits(f):
+    return [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json", "--per-kind",
+            "--set", "calibration.samples=99", "--set", "refine.samples=7", "--set", "refine.seqlen=32", *TUNE]
+
+
 def test_tune_by_bits(f):
-    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "b.yaml", "--json", "--per-kind",
-               "--set", "calibration.samples=99", "--set", "refine.samples=7", "--set", "refine.seqlen=32", *TUNE]
-    done = f.run(command)
+    shutil.rmtree(f.path / "b.yaml.work", ignore_errors=True)
+    command = by_bits(f)
+    done = f.call(command)
     trials = json.loads(done.stdout)
     assert 1 < len(trials) <= 7, trials
     assert all(t["weight_bits"] <= 5.4 and t["kv_bits"] <= 9 for t in trials), trials
@@ -64,10 +71,10 @@ def test_tune_by_bits(f):
     assert "estimating the loss of each format" in done.stderr
     cells = len(trials) + 1  # and full precision
     assert f"cell {cells} of {cells}: " in done.stderr, done.stderr
-    again = f.run(command)
+    again = f.call(command)
     assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
     assert "estimating the loss of each format" not in again.stderr  # the pass is not made twice
-    alone = json.loads(f.run([c for c in command if c != "--per-kind"] + ["--uniform"]).stdout)
+    alone = json.loads(f.call([c for c in command if c != "--per-kind"] + ["--uniform"]).stdout)
     assert [t["name"] for t in alone] == [t["name"] for t in trials if not t["weights_mixed"] and not t["kv_mixed"]]
 
 
@@ -75,7 +82,7 @@ def test_tune_layers(f):
     """Formats by layer; a damaged estimate is computed again."""
     command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", "l.yaml", "--json",
                "--set", "calibration.samples=99", *TUNE]
-    done = f.run(command)
+    done = f.call(command)
     trials = json.loads(done.stdout)
     (mixed,) = {t["weights_mixed"] for t in trials if t["weights_mixed"]}
     rules = [r.strip() for r in mixed.split(",")]
@@ -86,16 +93,18 @@ def test_tune_layers(f):
     estimate = f.path / "l.yaml.work" / "sensitivity.json"
     whole = estimate.read_text()
     estimate.write_text(whole[:100])
-    again = f.run(command)
+    again = f.call(command)
     assert "is measured again" in again.stderr and estimate.read_text() == whole and json.loads(again.stdout) == trials
     estimate.write_text(json.dumps(json.loads(whole) | {"kv_loss": [1]}))
-    done = f.run(command, want=2)
+    done = f.call(command, want=2)
     assert "kv_loss" in done.stderr and not done.stdout, done.stderr
 
 
 def test_tune_trials_keep_their_budget(f):
     """--set changes the configuration that is written; trials have options of their own."""
-    rows = f.rows("b.yaml.work") if (f.path / "b.yaml.work").exists() else []
+    if not (f.path / "b.yaml.work").exists():
+        f.call(by_bits(f))
+    rows = f.rows("b.yaml.work")
     assert rows and {r["identity"]["config"]["calibration"]["samples"] for r in rows} == {8}, rows
     assert not any(r["identity"]["config"].get("refine", {}).get("samples") for r in rows), rows
 
@@ -103,28 +112,28 @@ def test_tune_trials_keep_their_budget(f):
 def test_tune_refuses(f):
     for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
                          (["--set", "weights.mixed=q_proj=4"], "weights.mixed is chosen by the search")):
-        done = f.run([f.wkvq, "tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more], want=2)
+        done = f.run("tune", "model", "--max-bits", "5.4", "-o", "r.yaml", *TUNE, *more, want=2)
         assert wanted in done.stderr, done.stderr
     # what no group size reaches names the bits that do, and these bits are within the bound
     for key in ("weights.bits", "kv.bits"):
         bounds = ["--max-bits=6"] if key == "weights.bits" else ["--max-bits=16", "--max-kv-bits=6"]
         wide = [f.wkvq, "tune", "model", "-o", "r.yaml", *TUNE, "--set", f"{key}=8", "--uniform"]
-        done = f.run([*wide, *bounds], want=2)
+        done = f.call([*wide, *bounds], want=2)
         (bits, least) = re.search(rf"give --set {key}=(\d) \(at least ([\d.]+)\)", done.stderr).groups()
         assert int(bits) < 6 and float(least) <= 6 and "these shapes need at least" in done.stderr, done.stderr
-        low = f.run([*wide, *(b.replace("=6", "=1.5") for b in bounds)], want=2)
+        low = f.call([*wide, *(b.replace("=6", "=1.5") for b in bounds)], want=2)
         assert f"even with --set {key}=2 these shapes need" in low.stderr, low.stderr
     # a share is not taken for a percentage before all trials
-    share = f.run([f.wkvq, "tune", "model", "--max-ppl-increase=0.05", "-o", "r.yaml", *TUNE], want=2)
+    share = f.run("tune", "model", "--max-ppl-increase=0.05", "-o", "r.yaml", *TUNE, want=2)
     assert "write 0.05% if that many percent are meant, or 5% if it is a share" in share.stderr, share.stderr
     assert not (f.path / "r.yaml").exists() and not (f.path / "r.yaml.work").exists()
 
 
 def tune_demo(f, out, percent, *more, want=0):
     """On the demo model, because a random model improves or worsens by chance."""
-    return f.run([f.wkvq, "tune", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt", "--json", "-j1",
-                  "--ctx", "128", "--windows", "4", "--samples", "2", "--seqlen", "64", "--epochs", "1", "-o", out,
-                  "--set", "crr.blocks=0", "--work", "tune-work", f"--max-ppl-increase={percent}", *more], want)
+    return f.run("tune", DEMO, "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt", "--json", "-j1",
+                 "--ctx", "128", "--windows", "4", "--samples", "2", "--seqlen", "64", "--epochs", "1", "-o", out,
+                 "--set", "crr.blocks=0", "--work", "tune-work", f"--max-ppl-increase={percent}", *more, want=want)
 
 
 def test_tune_by_increase(f):
@@ -149,4 +158,4 @@ def test_tune_out_of_reach(f):
 
 
 if __name__ == "__main__":
-    sys.exit(main(globals()))
+    harness.main(globals(), Fixture)

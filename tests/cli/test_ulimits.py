@@ -11,9 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 TIMEOUT = 60
@@ -23,21 +23,20 @@ RECIPE = ["calibration.samples=2", "calibration.seqlen=24", "calibration.epochs=
 CAUSES = ("emory", "address space", "cannot start thread")
 
 
-class Fixture:
+class Fixture(harness.Bench):
+    timeout = TIMEOUT
+
     def __init__(self, wkvq, folder):
-        self.wkvq, self.path = wkvq, pathlib.Path(folder)
+        super().__init__(wkvq, folder)
         tiny.make_model(self.path / "model", num_hidden_layers=2)
         tiny.make_text(self.path / "text.txt", 400)
         self.sets = [w for pair in RECIPE for w in ("--set", pair)]
-        self.run([self.wkvq, "quantize", "model", "--data", "text.txt", "-o", "made", "--keep-state", "-j1", *self.sets])
+        self.run("quantize", "model", "--data", "text.txt", "-o", "made", "--keep-state", "-j1", *self.sets)
 
-    def run(self, args, want=0, limit=None):
+    def call(self, args, want=0, env=None, limit=None):
         """limit: an argument of the shell's ulimit, as in "-v 300000"."""
         full = ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *args] if limit else args
-        done = subprocess.run(full, cwd=self.path, capture_output=True, text=True, timeout=TIMEOUT)
-        if want is not None and done.returncode != want:
-            raise AssertionError(f"{' '.join(args)}\nexit {done.returncode}, want {want}\n{done.stderr}")
-        return done
+        return super().call(full, want, env)
 
     def commands(self, name):
         """The commands that compute, on two threads; outputs are named after `name`."""
@@ -72,7 +71,7 @@ def ends_well(done):
 
 def try_limit(f, name, args, mb):
     try:
-        done = f.run([f.wkvq, *args], want=None, limit=f"-v {1024 * mb}")
+        done = f.run(*args, want=None, limit=f"-v {1024 * mb}")
     except subprocess.TimeoutExpired:
         return False, f"{name} with {mb} MB: no end"
     problem = ends_well(done)
@@ -89,7 +88,7 @@ def test_address_space(f):
     for name in f.commands(""):
         assert (name, MB[0]) not in done, f"{name}: {MB[0]} MB do not limit anything"
         assert (name, MB[-1]) in done, f"{name} fails with {MB[-1]} MB"
-    want = f.run([f.wkvq, "convert", "model", "-o", "free", "-j2", "--set", "weights.group_size=16"]) and files(f, "free")
+    want = f.run("convert", "model", "-o", "free", "-j2", "--set", "weights.group_size=16") and files(f, "free")
     for name, mb in done:
         if name == "convert":
             assert files(f, f"v{mb}.c") == want, f"convert with {mb} MB: other bytes"
@@ -104,30 +103,30 @@ def test_offered_threads_fit(f):
     """At some limit between too little for one thread and enough for two, the message suggests one thread."""
     for kb in range(200_000, 600_000, 20_000):
         args = [f.wkvq, "eval", "model", "--data", "text.txt", "--windows", "1", "--ctx", "32"]
-        done = f.run([*args, "-j3"], want=None, limit=f"-v {kb}")
+        done = f.call([*args, "-j3"], want=None, limit=f"-v {kb}")
         offer = re.search(r"use (--threads \d)", done.stderr)
         if done.returncode and offer:
             assert "RLIMIT_AS (ulimit -v)" in done.stderr, done.stderr
-            f.run([*args, *offer[1].split()], limit=f"-v {kb}")
+            f.call([*args, *offer[1].split()], limit=f"-v {kb}")
             return
     raise AssertionError("no message offered fewer threads")
 
 
 def test_data_limit(f):
     args = [f.wkvq, "eval", "made", "--data", "text.txt", "--windows", "1", "--ctx", "32", "-j2"]
-    done = f.run(args, want=1, limit="-d 200000")
+    done = f.call(args, want=1, limit="-d 200000")
     assert "RLIMIT_DATA (ulimit -d)" in done.stderr, done.stderr
 
 
 def test_plan_names_the_limit(f):
     args = [f.wkvq, "quantize", "model", "--data", "text.txt", "-o", "none", "-j1", *f.sets, "--plan", "--json"]
-    free = json.loads(f.run(args).stdout)
+    free = json.loads(f.call(args).stdout)
     assert free["fits"] is True and free["threads"] == 1 and free["threads_limit"] == "run.threads", free
     for limit, name in (("-v 800000", "RLIMIT_AS (ulimit -v)"), ("-d 700000", "RLIMIT_DATA (ulimit -d)")):
-        plan = json.loads(f.run(args, limit=limit).stdout)
+        plan = json.loads(f.call(args, limit=limit).stdout)
         assert plan["memory_limit"] == name and 0 < plan["memory_available_bytes"] < 800e6, plan
         assert plan["memory_available_bytes"] < free["memory_available_bytes"], plan
-    text = f.run([a for a in args if a != "--json"], limit="-v 800000").stdout
+    text = f.call([a for a in args if a != "--json"], limit="-v 800000").stdout
     assert "(limit: RLIMIT_AS (ulimit -v))" in text and "threads              1 (limit: run.threads)" in text, text
 
 
@@ -141,32 +140,32 @@ def test_memory_is_checked_before_the_work(f):
     args = [f.wkvq, "calibrate", "wide", "--data", "text.txt", "-o", "wide.state", "-j1",
             *[w for pair in big for w in ("--set", pair)]]
     limit = 800_000
-    plan = json.loads(f.run([*args, "--plan", "--json"], limit=f"-v {limit}").stdout)
+    plan = json.loads(f.call([*args, "--plan", "--json"], limit=f"-v {limit}").stdout)
     need = sum(plan[k] for k in ("weights_bytes", "activations_bytes", "parameters_bytes"))
     assert need > 16e6 and plan["fits"] is True, plan
     tight = f"-v {limit - (plan['memory_available_bytes'] - need * 3 // 4) // 1024}"
-    done = f.run(args, want=2, limit=tight)
+    done = f.call(args, want=2, limit=tight)
     assert "MB of memory, but only" in done.stderr and "(limit: RLIMIT_AS (ulimit -v))" in done.stderr, done.stderr
     assert not (f.path / "wide.state").exists()
-    done = f.run([*args, "--set", "run.compute=f32"], want=2, limit=tight)
+    done = f.call([*args, "--set", "run.compute=f32"], want=2, limit=tight)
     assert "set run.compute to bf16, or raise the limit" in done.stderr, done.stderr
-    text = f.run([*args, "--plan"], limit=tight).stdout
+    text = f.call([*args, "--plan"], limit=tight).stdout
     assert "IT DOES NOT FIT" in text, text
-    tried = f.run([*args, "--memory", "8G"], want=None, limit=tight)
+    tried = f.call([*args, "--memory", "8G"], want=None, limit=tight)
     assert ends_well(tried) is None, tried.stderr
-    f.run(args)
+    f.call(args)
 
 
 def test_file_size_limit(f):
     """A limit on file size makes the write fail, and nothing half-written remains."""
     for name, blocks in (("convert", 20), ("quantize", 4), ("quantize", 20)):
         args = f.commands("size")[name]
-        done = f.run([f.wkvq, *args], want=1, limit=f"-f {blocks}")
+        done = f.run(*args, want=1, limit=f"-f {blocks}")
         out = args[args.index("-o") + 1]
         said = rf"{out}(\.state)?/[a-z0-9.-]*: cannot write: File too large; files may have at most {512 * blocks} bytes"
         assert re.search(said, done.stderr) and ".tmp." not in done.stderr, done.stderr
         assert not (f.path / out).exists() and not list(f.path.rglob("*.tmp.*")), sorted(f.path.rglob("*"))
-        f.run([f.wkvq, *args])
+        f.run(*args)
         shutil.rmtree(f.path / out)
 
 
@@ -175,8 +174,8 @@ def test_state_counts_against_its_need(f):
     for more in ([], ["weights.method=gptq"], ["weights.round=learned"], ["weights.mixed=v_proj=16"]):
         args = [f.wkvq, "calibrate", "model", "--data", "text.txt", "-o", "size.state", "-j1", *f.sets,
                 *[w for pair in more for w in ("--set", pair)]]
-        planned = json.loads(f.run([*args, "--plan", "--json"]).stdout)["state_bytes"]
-        f.run(args)
+        planned = json.loads(f.call([*args, "--plan", "--json"]).stdout)["state_bytes"]
+        f.call(args)
         sizes = [p.stat().st_size for p in (f.path / "size.state").iterdir()]
         blocks = sum(p.stat().st_size for p in (f.path / "size.state").glob("block-*"))
         shutil.rmtree(f.path / "size.state")
@@ -184,22 +183,5 @@ def test_state_counts_against_its_need(f):
         assert blocks > 0
 
 
-def main():
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    names = sys.argv[2:] or [n for n in globals() if n.startswith("test_")]
-    failed = 0
-    with tempfile.TemporaryDirectory(prefix="wkvq-ulimits-") as folder:
-        f = Fixture(wkvq, folder)
-        for name in names:
-            try:
-                globals()[name](f)
-                print("ok  ", name)
-            except AssertionError as e:
-                failed += 1
-                print("FAIL", name, e)
-    print(f"{len(names)} tests, {failed} failed")
-    return failed != 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture)

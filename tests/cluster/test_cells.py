@@ -12,9 +12,10 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
+import harness
 import tiny
 from test_report import Page
-from test_sweep import SWEEP, figures, main
+from test_sweep import SWEEP, Fixture, figures
 
 # Stands for sbatch: keeps its arguments, and runs the tasks of the array one after another.
 SBATCH = """#!/usr/bin/env python3
@@ -48,7 +49,7 @@ def same_as_reference(f, out):
 
 def page(f, out):
     """Returns the cells and perplexities of a report's first table."""
-    f.run([f.wkvq, "report", out, "-o", "page.html"])
+    f.run("report", out, "-o", "page.html")
     return [row[0:3] for row in Page((f.path / "page.html").read_text()).tables[0]]
 
 
@@ -64,7 +65,7 @@ def test_cells_at_the_same_time(f):
     assert starts == 1, "cell 1 ran twice"
     same_as_reference(f, "at-once")
     assert page(f, "at-once") == page(f, "reference")
-    done = f.run(f.command("at-once", "--cell", "2"))
+    done = f.call(f.command("at-once", "--cell", "2"))
     assert "is done" in done.stderr and "perplexity" not in done.stderr, done.stderr
 
 
@@ -78,7 +79,7 @@ def test_a_cell_that_another_process_finished(f):
             assert process.poll() is None
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGSTOP)
-        f.run(f.command("shared-cell", "--cell", "3"))
+        f.call(f.command("shared-cell", "--cell", "3"))
         (left,) = out.glob("cells/*.json")
         row = json.loads(left.read_text())
     finally:
@@ -91,12 +92,12 @@ def test_a_cell_that_another_process_finished(f):
 
 def test_print_cells(f):
     want = list(f.reference().values())
-    lines = f.run(f.command("printed", "--print-cells")).stdout.splitlines()
+    lines = f.call(f.command("printed", "--print-cells")).stdout.splitlines()
     assert [line.split("\t") for line in lines] == [[str(i + 1), r["hash"], r["name"]] for i, r in enumerate(want)], lines
-    f.run(f.command("printed", "--cell", "2"))
+    f.call(f.command("printed", "--cell", "2"))
     command = " ".join(f"'{w}'" for w in f.command("printed"))
-    f.run(["sh", "-c", f"{command} --print-cells | cut -f1 | xargs -P 2 -I N {command} --cell N"])
-    assert f.run(f.command("printed", "--print-cells")).stdout == ""
+    f.call(["sh", "-c", f"{command} --print-cells | cut -f1 | xargs -P 2 -I N {command} --cell N"])
+    assert f.call(f.command("printed", "--print-cells")).stdout == ""
     same_as_reference(f, "printed")
 
 
@@ -109,14 +110,14 @@ def test_a_killed_cell(f):
         process.kill()
         process.communicate()
     for n in (2, 1, 3):
-        f.run(f.command("cell-kill", "--cell", str(n)))
+        f.call(f.command("cell-kill", "--cell", str(n)))
     same_as_reference(f, "cell-kill")
 
 
 def test_a_stopped_cell(f):
     """SIGTERM, as before preemption: the state is saved, and the same task resumes it."""
     more = ["--set", "calibration.epochs=40", "--cell", "1"]
-    f.run(f.command("whole", *more))
+    f.call(f.command("whole", *more))
     process = begin(f, "stopped", *more)
     while not list((f.path / "stopped").glob("cells/*.state/partial-*")):
         assert process.poll() is None
@@ -124,16 +125,16 @@ def test_a_stopped_cell(f):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=100)[1]
     assert process.returncode == 130 and "stopped in block" in said, said
-    plan = f.run(f.command("stopped", "--set", "calibration.epochs=40", "--plan")).stdout.splitlines()
+    plan = f.call(f.command("stopped", "--set", "calibration.epochs=40", "--plan")).stdout.splitlines()
     assert plan[0].startswith("begun ") and plan[0].endswith("of 3 blocks)"), plan
-    again = f.run(f.command("stopped", *more))
+    again = f.call(f.command("stopped", *more))
     assert "block 1/3, epoch 1/40" not in again.stderr, again.stderr
     assert [figures(r) for r in f.rows("stopped")] == [figures(r) for r in f.rows("whole")]
 
 
 def test_a_task_has_its_machine_alone(f):
     """--parallel limits the tasks under Slurm. They divide no threads."""
-    said = f.run(f.command("alone", "-j2", "--parallel", "2", "--cell", "1")).stderr
+    said = f.call(f.command("alone", "-j2", "--parallel", "2", "--cell", "1")).stderr
     assert ", 2 threads" in said and ", 1 threads" not in said, said
 
 
@@ -146,12 +147,12 @@ def test_results_that_are_not_listed_yet(f):
     (f.path / "left" / "results.jsonl").write_text(json.dumps(rows[2]) + "\n")
     (cells / f"{rows[0]['hash']}.json").write_text(json.dumps(rows[0]))
     assert [row[0] for row in page(f, "left")[1:]] == ["full method", "plain"]
-    plan = f.run(f.command("left", "--plan")).stdout.splitlines()
+    plan = f.call(f.command("left", "--plan")).stdout.splitlines()
     assert [line.split()[0] for line in plan] == ["done", "to", "done"], plan
     assert (cells / f"{rows[0]['hash']}.json").exists()
     (f.path / "left" / "results.jsonl").unlink()
     assert [row[0] for row in page(f, "left")[1:]] == ["full method"]
-    f.run(f.command("left", "--cell", "2"))
+    f.call(f.command("left", "--cell", "2"))
     assert [r["name"] for r in f.rows("left")] == ["full method", rows[1]["name"]]
     assert not list(cells.iterdir())
 
@@ -160,27 +161,27 @@ def test_texts_are_tokenized_once(f):
     tiny.make_text(f.path / "changing.txt", 900)
     more = ["--data", "changing.txt", "--cell", "2"]
     read = lambda said: [line for line in said.splitlines() if line.startswith("text:")]
-    first = read(f.run(f.command("share", *more)).stderr)
+    first = read(f.call(f.command("share", *more)).stderr)
     assert len(first) == 2 and not any("/shared/" in line for line in first), first
     kept = {p.name: p.read_bytes() for p in (f.path / "share/shared").iterdir()}
     assert len(kept) == 3 and "checkpoint" in kept, list(kept)
-    second = read(f.run(f.command("share", *more)).stderr)
+    second = read(f.call(f.command("share", *more)).stderr)
     assert len(second) == 2 and all("/shared/" in line for line in second), second
     # A changed text of the same size and time is read again.
     path = f.path / "changing.txt"
     before, text = path.stat(), path.read_text()
     path.write_text(text[:-4] + "abc\n")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    third = read(f.run(f.command("share", *more)).stderr)
+    third = read(f.call(f.command("share", *more)).stderr)
     assert sum("/shared/" in line for line in third) == 1, third
     # A damaged file is ignored and replaced.
     for file in (f.path / "share/shared").glob("*.tokens"):
         data = bytearray(file.read_bytes())
         data[-1] ^= 1
         file.write_bytes(data)
-    fourth = read(f.run(f.command("share", *more)).stderr)
+    fourth = read(f.call(f.command("share", *more)).stderr)
     assert not any("/shared/" in line for line in fourth), fourth
-    fifth = read(f.run(f.command("share", *more)).stderr)
+    fifth = read(f.call(f.command("share", *more)).stderr)
     assert all("/shared/" in line for line in fifth), fifth
 
 
@@ -190,7 +191,7 @@ def test_changed_weights_are_read_again(f):
     for seed in (5, 6):
         tiny.write_safetensors(f.path / "m2" / "model.safetensors",
                                tiny.model_tensors({**tiny.CONFIG, "num_hidden_layers": 3}, seed))
-        hashes.append(f.run([*f.command("weights", "--print-cells"), "-m", "m2"]).stdout.split()[1])
+        hashes.append(f.call([*f.command("weights", "--print-cells"), "-m", "m2"]).stdout.split()[1])
     assert hashes[0] != hashes[1], hashes
 
 
@@ -198,27 +199,27 @@ def test_what_several_processes_cannot_read(f):
     os.mkfifo(f.path / "pipe")
     for name in ("pipe", "-"):
         for way in ("--print-cells", "--slurm", "--cell=1"):
-            done = f.run(f.command("piped", way, "--data", name), want=2)
+            done = f.call(f.command("piped", way, "--data", name), want=2)
             assert "must be a regular file" in done.stderr, done.stderr
 
 
 def test_failed_cells(f):
     bad = SWEEP.replace("cells:", "cells:\n  - {name: bad, set: {calibration.seqlen: 1048576}}")
     (f.path / "failing.yaml").write_text(bad)
-    done = f.run(f.command("failing", "--cell", "1", file="failing.yaml"), want=2)
+    done = f.call(f.command("failing", "--cell", "1", file="failing.yaml"), want=2)
     assert "cell 'bad': " in done.stderr, done.stderr
-    plan = f.run(f.command("failing", "--plan", file="failing.yaml")).stdout.splitlines()
+    plan = f.call(f.command("failing", "--plan", file="failing.yaml")).stdout.splitlines()
     assert plan[0].startswith("failed ") and "  bad: " in plan[0] and "1048576" in plan[0], plan
     assert all(line.startswith("to do ") for line in plan[1:]), plan
 
 
 def test_bad_numbers_and_places(f):
-    done = f.run(f.command("bad-number", "--cell", "4"), want=2)
+    done = f.call(f.command("bad-number", "--cell", "4"), want=2)
     assert "--cell 4: s.yaml has 3 cells" in done.stderr, done.stderr
     (f.path / "mine" / "cells").mkdir(parents=True)
     (f.path / "mine" / "cells" / "a.txt").write_text("x")
     for way in ("--print-cells", "--slurm", "--cell=1"):
-        done = f.run(f.command("mine", way), want=2)
+        done = f.call(f.command("mine", way), want=2)
         assert "holds something that is not a sweep" in done.stderr, done.stderr
     assert sorted(p.name for p in (f.path / "mine").rglob("*")) == ["a.txt", "cells"]
 
@@ -240,7 +241,7 @@ def test_submission(f):
     """An odd name of OUT, a cell that is done, more options, a limit on tasks at the same time."""
     f.reference()
     out = "50% of 'a b'"
-    f.run(f.command(out, "--cell", "2"))
+    f.call(f.command(out, "--cell", "2"))
     done, words = with_sbatch(f, [*f.command(out, "--slurm=--mem=2G  --time=5", "--parallel", "2")])
     assert "2 cells submitted" in done.stderr, done.stderr
     assert words == ["--job-name=wkvq-sweep", "--requeue", "--open-mode=append", "--output=50%% of 'a b'/logs/%A_%a.log",
@@ -261,4 +262,4 @@ def test_submission_fails(f):
 
 
 if __name__ == "__main__":
-    sys.exit(main(globals()))
+    harness.main(globals(), Fixture)

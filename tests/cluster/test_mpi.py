@@ -11,10 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
+import harness
 import processes
 import tiny
 
@@ -26,13 +26,21 @@ REFINE = ["refine.samples=10", "refine.seqlen=64", "refine.batch=4", "refine.gua
           "refine.learn=scales+norms+cache+rounding"]
 
 
-class Fixture:
-    def __init__(self, wkvq, emu, demo, folder):
-        self.wkvq, self.emu, self.demo, self.path = wkvq, emu, pathlib.Path(demo), pathlib.Path(folder)
+class Fixture(harness.Bench):
+    timeout = 500
+
+    def __init__(self, wkvq, emu, demo, mpi, folder):
+        super().__init__(wkvq, folder)
+        self.emu, self.demo = str(pathlib.Path(emu).resolve()), pathlib.Path(demo).resolve()
         # Ranks that wait would take the processors from other ranks and tests. A rank that is killed may hold the lock of
         # PMIx's shared memory, for which mpirun then waits for ever; the other store has no such lock.
         self.env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
                     "OMPI_MCA_mpi_yield_when_idle": "1", "PMIX_MCA_gds": "hash"}
+        if mpi == "none":
+            refused_without_mpi(self)
+            raise harness.Skip("this build has no MPI")
+        if not shutil.which("mpirun"):
+            raise harness.Skip("no mpirun")
 
     def wkvq_args(self, out, command="calibrate", text="calibration.txt", more=()):
         sets = [word for s in [*SETTINGS, *more] for word in ("--set", s)]
@@ -50,11 +58,6 @@ class Fixture:
 
     def start(self, args):
         return subprocess.Popen(args, cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def run(self, args, want=0):
-        done = subprocess.run(args, cwd=self.path, env=self.env, capture_output=True, text=True, timeout=500)
-        assert done.returncode == want, (done.returncode, done.stdout, done.stderr)
-        return done
 
     def blocks(self, out):
         """Returns the blocks of a state and their losses."""
@@ -74,25 +77,25 @@ class Fixture:
     def calibrated(self):
         """Makes a state that is calibrated alone and not refined."""
         if not (self.path / "calibrated").exists():
-            self.run(self.wkvq_args("calibrated", more=SHORT))
+            self.call(self.wkvq_args("calibrated", more=SHORT))
         return self.path / "calibrated"
 
     def artifact(self):
         """Makes the artifact of that state."""
         if not (self.path / "artifact").exists():
-            self.run([self.wkvq, "convert", self.demo, "--state", self.calibrated(), "-o", "artifact"])
+            self.call([self.wkvq, "convert", self.demo, "--state", self.calibrated(), "-o", "artifact"])
         return self.path / "artifact"
 
     def refined_reference(self):
         if not (self.path / "refined").exists():
             shutil.copytree(self.calibrated(), self.path / "refined")
-            self.run(self.refine_args("refined"))
+            self.call(self.refine_args("refined"))
         return self.refined("refined")
 
     def reference(self):
         if not (self.path / "reference").exists():
             began = time.monotonic()
-            self.run(self.wkvq_args("reference"))
+            self.call(self.wkvq_args("reference"))
             self.seconds = time.monotonic() - began
         return self.blocks("reference")
 
@@ -121,7 +124,7 @@ def wait_for_ranks(process, n):
 def test_same_bytes(f):
     want = f.reference()
     for n in (1, 2, 3, 4):
-        f.run(f.args(n, f"ranks-{n}"))
+        f.call(f.args(n, f"ranks-{n}"))
         assert f.blocks(f"ranks-{n}") == want, n
 
 
@@ -133,7 +136,7 @@ def emulated(f, n, out, *env, more=(), want=0, wrap=()):
     sets = ["calibration.samples=5", "calibration.seqlen=16", "calibration.epochs=1", "calibration.batch=4",
             "weights.group_size=16", "weights.round=learned", "crr.blocks=1", "refine.samples=5", "refine.seqlen=16",
             "refine.batch=4", "refine.guard=2", "refine.learn=scales+norms+cache+rounding", *more]
-    return f.run(["env", "EMU_NAME=cuda", *env, *f.ranks(n, [
+    return f.call(["env", "EMU_NAME=cuda", *env, *f.ranks(n, [
         *wrap, f.emu, "calibrate", "tiny", "--data", "text.txt", "-o", out, "--device", "cuda", *(w for s in sets for w in ("--set", s))])],
         want).stderr
 
@@ -182,15 +185,15 @@ def test_start_values(f):
     """Searches add up the samples of all ranks, and GPTQ reads them."""
     for name, more in {"search": ["weights.init=search", "kv.init=search", "weights.round=nearest"],
                        "gptq": ["weights.method=gptq"]}.items():
-        f.run(f.wkvq_args(f"{name}-1", more=more))
-        f.run(f.args(3, f"{name}-3", more=more))
+        f.call(f.wkvq_args(f"{name}-1", more=more))
+        f.call(f.args(3, f"{name}-3", more=more))
         assert f.blocks(f"{name}-1") == f.blocks(f"{name}-3"), name
 
 
 def test_quantize(f):
     """Rank 0 continues alone: one artifact, verified once."""
-    f.run(f.wkvq_args("alone", command="quantize"))
-    done = f.run(f.args(2, "together", command="quantize"))
+    f.call(f.wkvq_args("alone", command="quantize"))
+    done = f.call(f.args(2, "together", command="quantize"))
     assert done.stdout.count("verdict     passed") == 1, done.stdout
     for name in ("model.safetensors", "config.json"):
         assert (f.path / "alone" / name).read_bytes() == (f.path / "together" / name).read_bytes(), name
@@ -201,23 +204,23 @@ def test_refined_in_place(f):
     assert want[1]["best_step"] > 0, want[1]
     for n in (2, 3, 4):
         shutil.copytree(f.calibrated(), f.path / f"refined-{n}")
-        f.run(f.ranks(n, f.refine_args(f"refined-{n}")))
+        f.call(f.ranks(n, f.refine_args(f"refined-{n}")))
         assert f.refined(f"refined-{n}") == want, n
 
 
 def test_refined_in_one_go(f):
     """The ranks calibrate and then refine; a finished state stays as it is."""
     more = {"more": [*SHORT, *REFINE]}
-    done = f.run(f.args(3, "one-go", **more))
+    done = f.call(f.args(3, "one-go", **more))
     assert f.blocks("one-go")[0] == f.blocks(f.calibrated())[0] and f.refined("one-go") == f.refined_reference(), done.stderr
-    f.run(f.args(2, "one-go", **more))
+    f.call(f.args(2, "one-go", **more))
     assert f.refined("one-go") == f.refined_reference()
 
 
 def test_refined_artifact(f):
     """Rank 0 imports the artifact, and writes the new one."""
-    f.run(f.refine_args(f.artifact(), "-o", "better-1"))
-    done = f.run(f.ranks(2, f.refine_args(f.artifact(), "-o", "better-2")))
+    f.call(f.refine_args(f.artifact(), "-o", "better-1"))
+    done = f.call(f.ranks(2, f.refine_args(f.artifact(), "-o", "better-2")))
     assert done.stdout.count("verdict     passed") == 1, done.stdout
     for name in ("model.safetensors", "config.json"):
         assert (f.path / "better-1" / name).read_bytes() == (f.path / "better-2" / name).read_bytes(), name
@@ -246,7 +249,7 @@ def test_killed_ranks(f):
     rng = random.Random(11)
     args = f.wkvq_args("killed", more=[*SHORT, *REFINE])
     began = time.monotonic()
-    f.run(f.ranks(3, args))
+    f.call(f.ranks(3, args))
     within = 1.2 * (time.monotonic() - began)
     shutil.rmtree(f.path / "killed")
     killed, share = 0, 1
@@ -256,14 +259,14 @@ def test_killed_ranks(f):
         else:
             shutil.rmtree(f.path / "killed")
             share /= 2
-    f.run(f.ranks(3, args))
+    f.call(f.ranks(3, args))
     assert f.blocks("killed")[0] == f.blocks(f.calibrated())[0] and f.refined("killed") == f.refined_reference()
 
 
 def test_a_signal_stops_all_ranks(f):
     want = f.reference()
     more = {"more": ["calibration.epochs=8"]}
-    f.run(f.wkvq_args("long", **more))
+    f.call(f.wkvq_args("long", **more))
     process = f.start(f.args(3, "signalled", **more))
     while not list(f.path.glob("signalled/partial-*")):
         assert process.poll() is None, process.communicate()
@@ -271,7 +274,7 @@ def test_a_signal_stops_all_ranks(f):
     assert processes.send(ranks_of(process)[1], signal.SIGTERM), "rank 1 has ended before the signal"
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 130 and said.count("wkvq calibrate: stopped in block") == 1, said
-    resumed = f.run(f.args(2, "signalled", **more)).stderr
+    resumed = f.call(f.args(2, "signalled", **more)).stderr
     assert "block 1/4, epoch 1/8" not in resumed, resumed
     assert f.blocks("signalled") == f.blocks("long") and f.blocks("long") != want
 
@@ -318,7 +321,7 @@ def test_ranks_with_another_state(f):
     process.communicate(timeout=200)
     first, second = (f.wkvq_args(out, **more) for out in ("newer", "older"))
     began = time.monotonic()
-    done = f.run(["env", "WKVQ_STATE_WAIT=2", "mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], want=2)
+    done = f.call(["env", "WKVQ_STATE_WAIT=2", "mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], want=2)
     assert "rank 1: the state older is not the one that rank 0 has" in done.stderr, done.stderr
     assert time.monotonic() - began >= 2
 
@@ -331,12 +334,12 @@ def test_ranks_with_another_text(f):
 
 
 def test_refusals(f):
-    done = f.run(f.args(3, "small", more=["calibration.batch=2"]), want=2)
+    done = f.call(f.args(3, "small", more=["calibration.batch=2"]), want=2)
     assert "calibration.batch is 2, but there are 3 ranks" in done.stderr, done.stderr
     assert not (f.path / "small").exists()
-    done = f.run(f.ranks(3, f.refine_args(f.calibrated(), "--set", "refine.batch=2")), want=2)
+    done = f.call(f.ranks(3, f.refine_args(f.calibrated(), "--set", "refine.batch=2")), want=2)
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr, done.stderr
-    done = f.run(f.args(3, "small", more=["refine.samples=4", "refine.batch=2"]), want=2)
+    done = f.call(f.args(3, "small", more=["refine.samples=4", "refine.batch=2"]), want=2)
     assert "refine.batch is 2, but there are 3 ranks" in done.stderr and not (f.path / "small").exists(), done.stderr
 
 
@@ -345,7 +348,7 @@ def test_a_place_that_is_taken(f):
     (f.path / "taken").mkdir()
     (f.path / "taken" / "notes.txt").write_text("mine")
     for args in (f.wkvq_args("taken"), f.wkvq_args("taken", command="quantize"), f.refine_args(f.artifact(), "-o", "taken")):
-        done = f.run(["timeout", "60", *f.ranks(3, args)], want=2)
+        done = f.call(["timeout", "60", *f.ranks(3, args)], want=2)
         assert done.stderr.count("notes.txt") == 1, done.stderr
         assert [p.name for p in (f.path / "taken").iterdir()] == ["notes.txt"], args
         assert not list(f.path.glob("taken.*")), args
@@ -353,7 +356,7 @@ def test_a_place_that_is_taken(f):
 
 def test_time_to_wait_is_refused(f):
     for value in ("", "soon", "-1", "1e3", "86401"):
-        done = f.run(["env", f"WKVQ_STATE_WAIT={value}", *f.args(2, "small")], want=2)
+        done = f.call(["env", f"WKVQ_STATE_WAIT={value}", *f.args(2, "small")], want=2)
         assert f'WKVQ_STATE_WAIT is "{value}", not a number of seconds' in done.stderr and not (f.path / "small").exists(), done.stderr
 
 
@@ -361,20 +364,20 @@ def test_one_rank_refuses(f):
     """A rank alone has a configuration that is refused, as from a file of its own machine. All end."""
     batches = [f.wkvq_args("refused", more=[f"calibration.batch={n}"]) for n in (4, 1)]
     for first, second in (batches, batches[::-1]):
-        done = f.run(["timeout", "60", "mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], want=2)
+        done = f.call(["timeout", "60", "mpirun", "--oversubscribe", "-n", "1", *first, ":", "-n", "1", *second], want=2)
         assert "calibration.batch is 1, but there are 2 ranks" in done.stderr or "refuses its configuration" in done.stderr, done.stderr
     assert not (f.path / "refused").exists()
 
 
 def test_plan(f):
-    done = f.run([*f.args(2, "planned"), "--plan"])
+    done = f.call([*f.args(2, "planned"), "--plan"])
     assert done.stdout.count("memory ") == 1 and "each rank: 2 of the 4 samples of a step" in done.stderr, done.stderr
     assert "2 ranks are at most 2.00 times" in done.stderr and not (f.path / "planned").exists(), done.stderr
-    done = f.run(f.ranks(3, f.refine_args(f.calibrated(), "--plan")))
+    done = f.call(f.ranks(3, f.refine_args(f.calibrated(), "--plan")))
     assert "refinement, each rank: 2 of the 4 windows of a step" in done.stderr, done.stderr
     assert "3 ranks are at most 2.00 times" in done.stderr and "calibration, each rank" not in done.stderr, done.stderr
     plan = f.refine_args(f.calibrated(), "--plan", "--json")
-    alone, shared = (json.loads(f.run(args).stdout)["refinement"] for args in (plan, f.ranks(2, plan)))
+    alone, shared = (json.loads(f.call(args).stdout)["refinement"] for args in (plan, f.ranks(2, plan)))
     assert shared["activations_bytes"] * 2 == alone["activations_bytes"] > 0, (alone, shared)
     assert shared["device_bytes"] < alone["device_bytes"] and shared["total_flops"] == alone["total_flops"], (alone, shared)
 
@@ -382,7 +385,7 @@ def test_plan(f):
 def test_bench(f):
     """Rank 0 alone prints, for all ranks."""
     for more in (["--blocks", "0"], ["--refine", "--layers", "1"]):
-        done = f.run(f.ranks(2, [f.wkvq, "bench", "calibrate", "--seqlen", "32", "--steps", "1", "-j1", "--json", *more]))
+        done = f.call(f.ranks(2, [f.wkvq, "bench", "calibrate", "--seqlen", "32", "--steps", "1", "-j1", "--json", *more]))
         each = json.loads(done.stdout)["ranks"]
         assert len(each) == 2 and each[0]["sent_bytes"] == each[1]["sent_bytes"] > 0, each
         assert all(r["compute_s"] > 0 and r["wait_s"] > 0 and r["transfer_s"] > 0 for r in each), each
@@ -395,25 +398,5 @@ def refused_without_mpi(f):
     assert not (f.path / "none").exists()
 
 
-def main():
-    *paths, build = sys.argv[1:5]
-    with tempfile.TemporaryDirectory() as folder:
-        f = Fixture(*(str(pathlib.Path(p).resolve()) for p in paths), folder)
-        if build == "none":
-            refused_without_mpi(f)
-        if build == "none" or not shutil.which("mpirun"):
-            print("skipped:", "this build has no MPI" if build == "none" else "no mpirun")
-            return 77
-        failed = 0
-        for name in sys.argv[5:] or [n for n in globals() if n.startswith("test_")]:
-            try:
-                globals()[name](f)
-                print(f"ok {name}", flush=True)
-            except Exception as e:  # every test gets its turn
-                failed += 1
-                print(f"FAIL {name}: {type(e).__name__}: {e}", flush=True)
-    return failed != 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture, arguments=4)

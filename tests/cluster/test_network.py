@@ -68,8 +68,8 @@ def ranks(f, link, args):
 
 def compare(f, link):
     more = [*SHORT, *REFINE]
-    f.run(f.wkvq_args("alone", more=more))
-    done = f.run(ranks(f, link, f.wkvq_args("apart", more=more)))
+    f.call(f.wkvq_args("alone", more=more))
+    done = f.call(ranks(f, link, f.wkvq_args("apart", more=more)))
     assert "2 ranks of 1 threads" in done.stderr, done.stderr
     assert f.blocks("alone") == f.blocks("apart") and f.refined("alone") == f.refined("apart")
     lost = link.lost()
@@ -91,7 +91,7 @@ def main():
             except subprocess.CalledProcessError as e:
                 print("skipped:", e.stderr.strip() or e)
                 return 77
-            compare(Fixture(*(str(pathlib.Path(p).resolve()) for p in paths), folder), link)
+            compare(Fixture(*paths, build, folder), link)
     finally:
         link.close()
     return 0

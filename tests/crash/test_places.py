@@ -15,19 +15,18 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "cli"))
+import harness
 from crash_bench import SMALL, first_difference, make_model, run_fault, scratch, settings, tiny, tree
 
 NOBODY = 65534
 
 
-class Skip(Exception):
-    """A test that the system does not allow."""
-
-
-class Bench:
-
+class Bench(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.folder = wkvq, folder
+        super().__init__(wkvq, folder)
+        os.chmod(folder, 0o755)
+        self.folder = folder = self.path
         make_model(folder / "model")
         make_model(folder / "other", seed=2)
         tiny.make_text(folder / "text.txt", 400)
@@ -136,7 +135,7 @@ def test_links(b):
 def test_closed_parent(b):
     """An unprivileged user owns OUT, and root owns its parent: all files are written inside OUT."""
     if os.geteuid() != 0:
-        raise Skip("two users need root")
+        raise harness.Skip("two users need root")
     with b.fresh() as top:
         out = top / "out"
         out.mkdir()
@@ -181,7 +180,7 @@ def test_state_and_output_in_one_place(b):
 def test_closed_model(b):
     """What this user may not look into is not called missing."""
     if os.geteuid() != 0:
-        raise Skip("two users need root")
+        raise harness.Skip("two users need root")
     with b.fresh() as top:
         closed = top / "closed"
         shutil.copytree(b.model(), closed / "model")
@@ -201,7 +200,7 @@ def test_closed_model(b):
 def test_mount_point(b):
     """OUT is a mount point, of another file system and of the same one."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
-        raise Skip("no namespace for a mount")
+        raise harness.Skip("no namespace for a mount")
     for mount in ("mount -t tmpfs none out", "mount --bind disk out"):
         with b.fresh() as top:
             (top / "out").mkdir()
@@ -380,27 +379,5 @@ def test_no_locks(b):
         assert (top / "s" / "lock.owner").read_text() == far
 
 
-def main():
-    tests = [t for n, t in globals().items() if n.startswith("test_")]
-    chosen = sys.argv[2:]
-    failed, skipped = 0, []
-    with scratch() as name:
-        os.chmod(name, 0o755)
-        b = Bench(str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(name))
-        for test in tests:
-            if chosen and test.__name__ not in chosen:
-                continue
-            try:
-                test(b)
-                print("ok  ", test.__name__, flush=True)
-            except Skip as e:
-                skipped.append(test.__name__)
-                print("skip", test.__name__, e, flush=True)
-            except Exception as e:  # pylint: disable=broad-except
-                failed += 1
-                print("FAIL", test.__name__, f"{type(e).__name__}: {e}", flush=True)
-    return 1 if failed else 77 if skipped else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Bench, scratch=scratch)
