@@ -1,19 +1,33 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# What a machine can say about style: formatting, stray characters, includes, sizes, prose, subjects of commits.
+# What a machine can say about style: formatting, unused names, stray characters, includes, sizes, prose, subjects of commits.
+# Exits with 77 if a checker is not installed and the others find nothing.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-bad=0
+bad=0 missing=''
 sources=$(git ls-files '*.c' '*.h' '*.cc' '*.cu')
 say() {
     echo "$1"
     bad=1
 }
-if command -v clang-format >/dev/null; then
-    # shellcheck disable=SC2086
-    clang-format --dry-run -Werror $sources || say 'style: run clang-format -i on the files above'
-fi
 text=$(git ls-files | grep -vE '\.(safetensors|model|zip|gz|bin)$|^tests/(golden|bad)/|^data/demo/')
+python=$(git ls-files '*.py')
+# shellcheck disable=SC2086
+scripts=$(awk 'FNR == 1 && /^#!.*sh$/ { print FILENAME } { nextfile }' $text)
+# check PROGRAM ARGUMENT...: a checker that may be missing.
+check() {
+    if command -v "$1" >/dev/null; then
+        "$@" || say "style: $1 found something in the files above"
+    else
+        missing+=" $1"
+    fi
+}
+# shellcheck disable=SC2086
+{
+    check clang-format --dry-run -Werror $sources
+    check pyflakes3 $python
+    check shellcheck $scripts
+}
 # shellcheck disable=SC2086
 grep -nP '\t' $sources && say 'style: tabs in C sources'
 # shellcheck disable=SC2086
@@ -23,8 +37,10 @@ grep -nP '[\x{200B}-\x{200F}\x{202A}-\x{202E}\x{2066}-\x{2069}]' $sources && say
 for f in $text; do
     [ ! -s "$f" ] || [ "$(tail -c1 "$f" | od -An -c | tr -d ' ')" = '\n' ] || say "style: $f has no newline at its end"
 done
-for f in $sources; do
+for f in $sources $python $scripts; do
     [ "$(wc -l <"$f")" -le 600 ] || say "style: $f is longer than 600 lines"
+done
+for f in $sources; do
     head -1 "$f" | grep -q 'SPDX-License-Identifier: MIT' || say "style: $f does not begin with its SPDX line"
 done
 # shellcheck disable=SC2086
@@ -45,4 +61,8 @@ packaged=$(sed -n '1s/^wkvq (\(.*\)) .*/\1/p' debian/changelog)
 python3 tests/layers.py . || bad=1
 tests/prose.sh --self-test || bad=1
 tests/prose.sh || bad=1
+if [ -n "$missing" ]; then
+    echo "style: not checked, because not installed:$missing (tools/dev/packages check installs them)"
+    [ $bad = 1 ] || exit 77
+fi
 exit $bad

@@ -115,7 +115,7 @@ def compressed(name, x, dtype, symmetric, signed_zeros=False, g_idx=None, **unus
 
 def gptq(name, x, dtype, symmetric, version=2, words_minus=False, no_g_idx=False, g_idx=None, **unused):
     """GPTQ. version 1 stores z - 1: of each zero point, or words_minus: of the whole word."""
-    per, top = 32 // x.bits, (1 << x.bits) - 1
+    per = 32 // x.bits
     yield name + ".qweight", "I32", *words(transposed([packed(row, x.bits) for row in x.q]))
     less = 1 if version == 1 and not words_minus else 0
     zeros = [packed([z - less for z in column], x.bits) for column in transposed(x.z)]

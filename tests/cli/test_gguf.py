@@ -113,7 +113,7 @@ def remake(bench, change, **config):
 def centre(tensors):
     """Every group of 32 columns has the 8-bit codes 0 to 255 around a zero point of 128, with scale 2^-10."""
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        dtype, shape, data = tensors[name]
+        dtype, shape, _ = tensors[name]
         values = [(-128 if c % 32 == 0 else 127 if c % 32 == 1 else (c * 29 + r * 7) % 256 - 128) / 1024
                   for r in range(shape[0]) for c in range(shape[1])]
         tensors[name] = dtype, shape, struct.pack(f"<{len(values)}f", *values)

@@ -9,6 +9,7 @@ export TMPDIR
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 for case in "llama 4 16 0" "qwen2 3 5 4000" "qwen3 2 0 0 k=5,0.v=3:5,1.k=16" "llama 5 64 9000 0-1.v=8:2" "llama 8 16 0"; do
+    # shellcheck disable=SC2086
     set -- "$1" "$2" $case
     rm -rf "$dir/model" "$dir/artifact"
     bytes=$("$1" "$dir/model" "$dir/artifact" "$3" "$4" "$5" "$6" "${7-}")

@@ -11,7 +11,6 @@ import argparse
 import os
 import pathlib
 import random
-import shutil
 import sys
 import tempfile
 import time

@@ -78,7 +78,7 @@ def clip_weight(w, a, b, bits, group):
 def quant_kv(x, s, delta, bits, group):
     """x [T,K,d]; s, delta [K*d]; dynamic per token and group of channels in a head."""
     Q = 2**bits - 1
-    T, K, d = x.shape
+    _, K, d = x.shape
     s, delta = s.view(K, d), delta.view(K, d)
     parts = []
     for xt in ((x - delta) / s).split(min(group, d), dim=2):
