@@ -168,6 +168,9 @@ struct calib_plan {
     double attention_flops_per_step; /* the part of attention */
     double total_flops;
 };
+/* Returns the bytes of the tensors that save_partial is given for a block. */
+uint64_t calib_partial_bytes(const struct arch *a, const struct calib_settings *s,
+                             int64_t block);
 /* Returns the bytes that a device with its own memory needs. */
 uint64_t calib_plan_device_bytes(const struct calib_plan *p);
 /* Errors: ERR_FORMAT for sizes that do not fit a size_t. */

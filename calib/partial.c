@@ -73,6 +73,37 @@ static int list_device(struct named_tensor *t, const struct fakequant *f)
     return n;
 }
 
+/* Counts the values of list_device(): a group's two parameters and a channel's four are in each
+ * vector if they learn. */
+static uint64_t count_device(const struct arch *a, const struct calib_settings *s,
+                             int64_t block)
+{
+    const struct weight_spec *w = &s->weights;
+    const bool quantizes = weight_quantizes(w);
+    const bool round = quantizes && w->round == ROUND_LEARNED;
+    const bool clip =
+        quantizes && (w->method == WEIGHT_LWC || (w->method == WEIGHT_GPTQ && round));
+    const uint64_t channels =
+        kv_quantizes(&s->kv) ? 4 * (uint64_t)(a->n_kv * a->head_dim) : 0;
+    uint64_t n = calib_learns_kv(s) ? N_VECTORS * channels : channels;
+    for (int l = 0; l < N_LIN; l++) {
+        const struct lin_format f = weight_format(w, block, l);
+        const uint64_t out = (uint64_t)arch_out(a, l), in = (uint64_t)arch_in(a, l);
+        if (clip && f.bits < 16)
+            n += N_VECTORS * 2 * out * (uint64_t)weight_groups((int64_t)in, f.group_size);
+        if (round)
+            n += 2 * out * in;
+    }
+    return n;
+}
+
+uint64_t calib_partial_bytes(const struct arch *a, const struct calib_settings *s,
+                             int64_t block)
+{
+    return sizeof(float) * (count_device(a, s, block) + (uint64_t)N_SCALES) +
+           sizeof(int64_t) * (uint64_t)(N_POS + N_LOSSES);
+}
+
 /* Copies tensors of a device with its own memory to the host, in one allocation. */
 static enum err copy_to_host(float **out, struct dev *d, struct named_tensor *t, int n)
 {

@@ -120,6 +120,54 @@ static void test_a_block_without_a_cache_to_learn(void **state)
     mix_free(mixed);
 }
 
+static void check_saved(const struct memory_io *m, const struct fixture *f,
+                        const struct calib_settings *s)
+{
+    size_t sum = 0;
+    for (int i = 0; i < m->n_partial; i++)
+        sum += (size_t)tensor_count(&m->partial[i].t) * dtype_bytes(m->partial[i].t.dtype);
+    assert_int_equal(sum, calib_partial_bytes(&f->arch, s, m->partial_block));
+}
+
+/* Stops everywhere. Returns the set of blocks that were saved unfinished, as bits. */
+static unsigned saved_blocks(const struct fixture *f, const struct calib_settings *s)
+{
+    unsigned blocks = 0;
+    struct memory_io m;
+    enum err err = ERR_STOPPED;
+    memory_io_open(&m);
+    for (m.stop_after = 3; err == ERR_STOPPED; m.stop_after += 3) {
+        m.asked = 0;
+        err = run_on("cpu", &m, f, s);
+        if (!m.n_partial)
+            continue;
+        check_saved(&m, f, s);
+        blocks |= 1U << m.partial_block;
+    }
+    must(err);
+    memory_io_close(&m);
+    return blocks;
+}
+
+/* The block in work is saved in as many bytes as calib_partial_bytes() says. */
+static void test_bytes_of_the_saved_block(void **state)
+{
+    struct fixture f;
+    struct mix *mixed = odd_mix();
+    (void)state;
+    fixture_open(&f, tiny_arch(0, 3), 10);
+    for (int which = 0; which < 3 * N_MIXED; which++) {
+        struct calib_settings s = mixed_case(which % N_MIXED, mixed);
+        s.kv.learn = which < N_MIXED;
+        s.kv.bits = which < 2 * N_MIXED ? 4 : 16;
+        const unsigned blocks = saved_blocks(&f, &s);
+        assert_true(blocks == 7 ||
+                    !s.kv.learn); /* without anything to learn none is saved */
+    }
+    fixture_close(&f);
+    mix_free(mixed);
+}
+
 /* Every projection has the format that the mix gives it; an unquantized one is empty. */
 static void check_formats(const struct memory_io *m, const struct fixture *f,
                           const struct weight_spec *w)
@@ -327,6 +375,7 @@ int main(void)
         cmocka_unit_test(test_mixed_stopped_and_resumed),
         cmocka_unit_test(test_mixed_formats),
         cmocka_unit_test(test_a_block_without_a_cache_to_learn),
+        cmocka_unit_test(test_bytes_of_the_saved_block),
         cmocka_unit_test(test_mixed_is_each_alone),
         cmocka_unit_test(test_mix_of_one_format),
         cmocka_unit_test(test_mix_beyond_the_model),

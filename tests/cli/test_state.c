@@ -2,11 +2,13 @@
  *
  * The calibration state on disk: round trip, resume, refusals, and the remains of a
  * kill. */
+#include "convert/checkpoint/safetensors.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tests/base/dead.h"
 #include "tests/scratch.h"
 #include "tools/state/state.h"
+#include "tools/state/state_block.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -162,6 +164,53 @@ static void damage_is_named(void **ignored)
     fclose(f);
     assert_int_equal(open_as(&s, NULL), ERR_FORMAT);
     assert_non_null(strstr(err_text(), "block-0000.safetensors: CRC-32"));
+}
+
+/* Adds codes and gains, as w has them. */
+static void fill_refined(struct block_quant *q, const struct arch *a, int64_t layer,
+                         const struct weight_spec *w)
+{
+    fill(q, 1);
+    for (int l = 0; l < N_LIN && weight_chooses_codes(w); l++) {
+        assert_int_equal(qlinear_alloc_codes(&q->lin[l]), OK);
+        memset(q->lin[l].codes, 1, (size_t)(q->lin[l].out * q->lin[l].in));
+    }
+    for (int g = 0; g < N_GAINS && w->refined; g++) {
+        const size_t n = (size_t)arch_gain(a, layer, (enum norm_gain)g);
+        if (n)
+            assert_int_equal(mem_calloc(&q->gain[g], n, sizeof(float)), OK);
+    }
+}
+
+static void a_block_has_the_bytes_that_are_planned(void **ignored)
+{
+    static const struct weight_spec all[] = {{WEIGHT_LWC, 4, 5},
+                                             {WEIGHT_GPTQ, 4, 5},
+                                             {WEIGHT_LWC, 4, 5, .round = ROUND_LEARNED},
+                                             {WEIGHT_LWC, 4, 5, .refined = true},
+                                             {WEIGHT_RTN, 16, 5, .refined = true},
+                                             {WEIGHT_RTN, 16, 5}};
+    const char path[] = "test_state.block";
+    const struct arch a = tiny();
+    for (size_t i = 0; i < 2 * ARRAY_LEN(all); i++) {
+        const struct weight_spec *w = &all[i / 2];
+        const int64_t layer = (int64_t)(i % 2);
+        uint64_t bytes = 0;
+        struct block_quant q = {0};
+        struct st_file *f;
+        fill_refined(&q, &a, layer, w);
+        for (int l = 0; l < N_LIN && w->bits == 16; l++)
+            qlinear_free(&q.lin[l]);
+        assert_int_equal(state_block_save(path, &q, &a, layer, NULL), OK);
+        assert_int_equal(st_open(&f, path), OK);
+        for (int64_t k = 0; k < st_count(f); k++)
+            bytes += st_at(f, k)->bytes;
+        assert_int_equal(bytes, state_block_bytes(&a, layer, w));
+        assert_in_range(st_bytes(f) - bytes, 8, STATE_TEXT_BYTES);
+        st_close(&f);
+        block_quant_free(&q);
+    }
+    assert_int_equal(unlink(path), 0);
 }
 
 static void two_processes_are_one_too_many(void **ignored)
@@ -428,6 +477,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(saves_and_loads, clean, clean),
         cmocka_unit_test_setup_teardown(another_run_is_refused, clean, clean),
         cmocka_unit_test_setup_teardown(damage_is_named, clean, clean),
+        cmocka_unit_test(a_block_has_the_bytes_that_are_planned),
         cmocka_unit_test_setup_teardown(two_processes_are_one_too_many, clean, clean),
         cmocka_unit_test_setup_teardown(partial_survives_and_leftovers_do_not, clean,
                                         clean),

@@ -9,6 +9,7 @@
 #include "tools/cli/size.h"
 #include "tools/pipeline/show_plan.h"
 #include "tools/state/state.h"
+#include "tools/state/state_block.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -334,46 +335,6 @@ static enum err check_memory(const struct plan_estimate *e, const struct job *j)
     return check_refine_fit(e, j);
 }
 
-/* Header of a block's file plus its lines in the manifest. */
-#define BLOCK_TEXT_BYTES UINT64_C(6144)
-
-/* Returns the bytes of scales, zeros and stored codes, as tools/state/state_block.c writes
- * them. */
-static uint64_t block_file_bytes(const struct job *j, int64_t layer)
-{
-    const struct weight_spec *w = &j->settings.weights;
-    uint64_t sum = BLOCK_TEXT_BYTES + 16 * (uint64_t)(j->arch.n_kv * j->arch.head_dim);
-    for (int l = 0; l < N_LIN; l++) {
-        const struct lin_format f = weight_format(w, layer, l);
-        const int64_t out = arch_out(&j->arch, l), in = arch_in(&j->arch, l);
-        if (f.bits >= 16)
-            continue;
-        sum += 3 * (uint64_t)(out * weight_groups(in, f.group_size));
-        if (weight_chooses_codes(w))
-            sum += (uint64_t)(out * in);
-    }
-    return sum;
-}
-
-/* Returns the bytes of the unfinished block's file, as calib/partial.c writes it. It has
- * four vectors of all parameters and two sets of rounding offsets. A group has two
- * parameters, a channel four. */
-static uint64_t partial_file_bytes(const struct job *j, int64_t layer)
-{
-    const struct weight_spec *w = &j->settings.weights;
-    uint64_t n = 4 * (uint64_t)(j->arch.n_kv * j->arch.head_dim), offsets = 0;
-    for (int l = 0; l < N_LIN; l++) {
-        const struct lin_format f = weight_format(w, layer, l);
-        if (f.bits >= 16)
-            continue;
-        n += 2 * (uint64_t)(arch_out(&j->arch, l) *
-                            weight_groups(arch_in(&j->arch, l), f.group_size));
-        if (w->round == ROUND_LEARNED)
-            offsets += (uint64_t)(arch_out(&j->arch, l) * arch_in(&j->arch, l));
-    }
-    return BLOCK_TEXT_BYTES + 16 * n + 8 * offsets;
-}
-
 /* Returns whether the last block is stored. It is the last file of a calibration, so no
  * partial file is needed then. */
 static bool is_finished(const struct job *j, const char *dir)
@@ -391,18 +352,17 @@ static bool is_finished(const struct job *j, const char *dir)
  * the temporary file of the one being written. */
 static uint64_t state_need(const struct plan_estimate *e, const struct job *j)
 {
-    uint64_t sum = 0, partial = 0;
+    struct weight_spec refined = j->settings.weights;
+    uint64_t sum = 0, partial = e->refines ? e->refine.saved_bytes : 0;
+    refined.refined = true;
     for (int64_t i = 0; i < j->arch.n_layers; i++) {
-        const uint64_t one = partial_file_bytes(j, i);
-        sum += block_file_bytes(j, i);
+        const uint64_t one = calib_partial_bytes(&j->arch, &j->settings, i);
+        sum += state_block_bytes(&j->arch, i, &j->settings.weights) + STATE_TEXT_BYTES;
+        if (e->refines)
+            sum += state_block_bytes(&j->arch, i, &refined) + STATE_TEXT_BYTES;
         partial = one > partial ? one : partial;
     }
-    if (e->refines) {
-        sum += e->refine.host_bytes + (uint64_t)j->arch.n_layers * BLOCK_TEXT_BYTES +
-               e->refine.saved_bytes / 4; /* gains and channels are among the parameters */
-        partial = e->refine.saved_bytes > partial ? e->refine.saved_bytes : partial;
-    }
-    return sum + 3 * partial;
+    return sum + 3 * (partial + STATE_TEXT_BYTES);
 }
 
 enum err preflight_resources(struct calib_plan *plan, struct job *j, const char *dir)

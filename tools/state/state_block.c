@@ -54,6 +54,21 @@ static void list_block(struct tensor_list *l, const struct block_quant *q,
                 tensor_1d(q->gain[g], DT_F32, arch_gain(a, layer, (enum norm_gain)g)));
 }
 
+uint64_t state_block_bytes(const struct arch *a, int64_t layer, const struct weight_spec *w)
+{
+    uint64_t n = 4 * sizeof(float) * (uint64_t)(a->n_kv * a->head_dim);
+    for (int i = 0; i < N_LIN; i++) {
+        const struct lin_format f = weight_format(w, layer, i);
+        const int64_t out = arch_out(a, i), in = arch_in(a, i);
+        if (f.bits >= 16)
+            continue;
+        n += (sizeof(uint16_t) + 1) * (uint64_t)(out * weight_groups(in, f.group_size));
+        if (weight_chooses_codes(w))
+            n += (uint64_t)(out * in);
+    }
+    return w->refined ? n + sizeof(float) * (uint64_t)arch_gains(a, layer) : n;
+}
+
 /* Statistics as metadata, for people who inspect the file with another program. */
 enum err state_block_save(const char *path, const struct block_quant *q,
                           const struct arch *a, int64_t layer,
