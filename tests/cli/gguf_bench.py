@@ -3,12 +3,12 @@
 import json
 import pathlib
 import struct
-import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "convert"))
 import check_artifact as artifact_reader  # noqa: E402
 import gguf_reader  # noqa: E402
+import harness  # noqa: E402
 
 LINEARS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
            "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -27,35 +27,34 @@ def f32(x):
     return struct.unpack("<f", struct.pack("<f", x))[0]
 
 
-class Bench:
+class Bench(harness.Bench):
     def __init__(self, wkvq, folder):
-        self.wkvq, self.folder, self.n = pathlib.Path(wkvq).resolve(), pathlib.Path(folder), 0
+        super().__init__(wkvq, folder)
+        self.n = 0
 
-    def run(self, *args, exit=0):
-        done = subprocess.run([self.wkvq, *map(str, args)], cwd=self.folder, capture_output=True, timeout=300)
-        text = done.stderr.decode()
-        assert done.returncode == exit, f"{' '.join(map(str, args))}\nexit {done.returncode}\n{text}"
-        return text if exit else done.stdout.decode()
-
-    def path(self, kind):
+    def place(self, kind):
         self.n += 1
-        return self.folder / f"{kind}{self.n}"
+        return self.path / f"{kind}{self.n}"
 
     def convert(self, model, *settings):
-        out = self.path("artifact")
-        self.run("convert", model, "-o", out, "-q", "-j1", *[a for s in settings for a in ("--set", s)])
+        out = self.place("artifact")
+        self.run("convert", model, "-o", out, "-q", "-j1", *harness.words(settings))
         return out
 
     def export(self, artifact, *options):
-        out = self.path("model").with_suffix(".gguf")
+        out = self.place("model").with_suffix(".gguf")
         self.run("export", artifact, "--format", "gguf", "-o", out, "-q", *options)
         return out
 
+    def plan(self, artifact, *options):
+        """Returns the plan of an export."""
+        return json.loads(self.run("export", artifact, "--format", "gguf", "--plan", "--json", "-q", *options).stdout)
+
     def refuse(self, artifact, words, *options):
-        out = self.path("refused")
-        text = self.run("export", artifact, "--format", "gguf", "-o", out, "-q", *options, exit=2)
+        out = self.place("refused")
+        text = self.run("export", artifact, "--format", "gguf", "-o", out, "-q", *options, want=2).stderr
         assert all(w in text for w in words), f"{text}\nlacks one of {words}"
-        assert not list(self.folder.glob(f"{out.name}*")), "a file is left"
+        assert not list(self.path.glob(f"{out.name}*")), "a file is left"
 
 
 class Artifact:

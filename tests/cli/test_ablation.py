@@ -8,16 +8,17 @@ the full method must also have learned: its blocks lose less than at their start
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEMO = ROOT / "data" / "demo"
 LIMIT_S = 600
 LEARNED = 0.08  # of the loss at the start, on average over blocks
-BUDGET = [w for s in ("samples=16", "seqlen=128", "epochs=2") for w in ("--set", f"calibration.{s}")]
+BUDGET = harness.words(["calibration.samples=16", "calibration.seqlen=128", "calibration.epochs=2"])
 CLAIMS = [  # lower loss, higher loss
     ("full precision", "full method"),
     ("full method", "without LWC"),
@@ -27,32 +28,44 @@ CLAIMS = [  # lower loss, higher loss
 ]
 
 
-def main():
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    with tempfile.TemporaryDirectory() as folder:
+class Fixture(harness.Bench):
+    timeout = 850
+
+    def __init__(self, wkvq, folder):
+        super().__init__(wkvq, folder)
         began = time.monotonic()
-        subprocess.run([wkvq, "sweep", ROOT / "configs/sweeps/ablation.yaml", "-c", ROOT / "configs/demo.yaml",
-                        *BUDGET, "-m", DEMO, "-d", DEMO / "calibration.txt",
-                        "-e", DEMO / "heldout.txt", "--windows", "128", "--ctx", "128", "-j2", "-q",
-                        "-o", f"{folder}/out"], check=True)
-        seconds = time.monotonic() - began
-        rows = {r["name"]: r for r in map(json.loads, open(f"{folder}/out/results.jsonl"))}
-        subprocess.run([wkvq, "report", f"{folder}/out"], check=True)
-    bad = 0
+        self.run("sweep", ROOT / "configs/sweeps/ablation.yaml", "-c", ROOT / "configs/demo.yaml", *BUDGET, "-m", DEMO,
+                 "-d", DEMO / "calibration.txt", "-e", DEMO / "heldout.txt", "--windows", "128", "--ctx", "128", "-j2", "-q",
+                 "-o", "out")
+        self.seconds = time.monotonic() - began
+        with open(self.path / "out/results.jsonl") as lines:
+            self.rows = {r["name"]: r for r in map(json.loads, lines)}
+        self.run("report", "out")
+
+
+def test_claims(f):
+    refuted = []
     for low, high in CLAIMS:
-        d = [b - a for a, b in zip(rows[low]["window_nll"], rows[high]["window_nll"], strict=True)]
+        d = [b - a for a, b in zip(f.rows[low]["window_nll"], f.rows[high]["window_nll"], strict=True)]
         mean, error = statistics.mean(d), statistics.stdev(d) / len(d) ** 0.5
-        holds = mean > 2 * error
-        bad += not holds
-        print(f"{'ok' if holds else 'FAIL'} {high} - {low}: {mean:+.5f} +- {error:.5f} nats")
-    blocks = rows["full method"]["blocks"]
-    learned = statistics.mean(1 - b["best"] / b["start"] for b in blocks)
-    bad += not learned >= LEARNED
-    print(f"{'ok' if learned >= LEARNED else 'FAIL'} the full method learned {learned:.1%} of its blocks' losses away")
-    unverified = [n for n, r in rows.items() if r.get("verified") is False]
-    print(f"{len(rows)} cells in {seconds:.0f} s, not verified: {unverified}")
-    return bad or len(rows) != 13 or bool(unverified) or not seconds <= LIMIT_S
+        print(f"{high} - {low}: {mean:+.5f} +- {error:.5f} nats")
+        if not mean > 2 * error:
+            refuted.append((high, low))
+    assert not refuted, refuted
+
+
+def test_the_full_method_learned(f):
+    learned = statistics.mean(1 - b["best"] / b["start"] for b in f.rows["full method"]["blocks"])
+    print(f"the full method learned {learned:.1%} of its blocks' losses away")
+    assert learned >= LEARNED, learned
+
+
+def test_cells(f):
+    print(f"{len(f.rows)} cells in {f.seconds:.0f} s")
+    unverified = [n for n, r in f.rows.items() if r.get("verified") is False]
+    assert len(f.rows) == 13 and not unverified, unverified
+    assert f.seconds <= LIMIT_S, f.seconds
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture)

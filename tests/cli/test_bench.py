@@ -8,11 +8,10 @@ import json
 import math
 import pathlib
 import re
-import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 T = 32
@@ -22,13 +21,11 @@ SHAPES = {
 }
 
 
-def bench(wkvq, *args):
-    done = subprocess.run([wkvq, "bench", *args, "--json"], capture_output=True, text=True,
-                          timeout=300)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout, parse_constant=lambda c: 1 / 0)
-    positive(report, "report")
-    return report
+class Bench(harness.Bench):
+    def report(self, *args):
+        report = json.loads(self.run("bench", *args, "--json").stdout, parse_constant=lambda c: 1 / 0)
+        positive(report, "report")
+        return report
 
 
 def positive(value, where):
@@ -57,9 +54,9 @@ def attention_flops(s, blocks):
     return 7 * (blocks + 1) * T * (T + 1) * s["H"] * s["d"]
 
 
-def check_calibrate(wkvq, blocks, compute):
-    r = bench(wkvq, "calibrate", "--seqlen", str(T), "--blocks", str(blocks), "--steps", "1",
-              "--compute", compute, "-j", "1")
+def check_calibrate(b, blocks, compute):
+    r = b.report("calibrate", "--seqlen", str(T), "--blocks", str(blocks), "--steps", "1",
+                 "--compute", compute, "-j", "1")
     s = SHAPES["smollm2-135m"]
     assert r["seqlen"] == T and r["blocks"] == blocks, r
     assert r["compute"] == compute.upper(), r
@@ -81,9 +78,9 @@ def check_calibrate(wkvq, blocks, compute):
     assert r["parts_step_s"] == r["step_s"], r
 
 
-def check_refine(wkvq, layers, compute):
-    r = bench(wkvq, "calibrate", "--refine", "--seqlen", str(T), "--layers", str(layers),
-              "--steps", "2", "--compute", compute, "-j", "1")
+def check_refine(b, layers, compute):
+    r = b.report("calibrate", "--refine", "--seqlen", str(T), "--layers", str(layers),
+                 "--steps", "2", "--compute", compute, "-j", "1")
     s = SHAPES["smollm2-135m"]
     assert r["seqlen"] == T and r["layers"] == layers and r["batch"] == 2, r
     block = (s["H"] * s["d"] * 2 + 2 * s["K"] * s["d"] + 3 * s["F"]) * s["D"]
@@ -123,8 +120,8 @@ def operations():
     return entries - left_out - {"gemm"} | {"gemm_nt", "gemm_nn", "gemm_tn"}
 
 
-def check_kernels(wkvq, compute):
-    r = bench(wkvq, "kernels", "--seqlen", str(T), "--compute", compute)
+def check_kernels(b, compute):
+    r = b.report("kernels", "--seqlen", str(T), "--compute", compute)
     assert r["device"] and r["compute"] == compute.upper(), r
     assert r["copy_bytes_per_s"] > 0 and r["gemm_flops_per_s"] > 0, r
     names = [op["op"] for op in r["operations"]]
@@ -150,12 +147,12 @@ def check_kernels(wkvq, compute):
         assert by[name]["bytes"] == floor, (by[name], floor)
 
 
-def check_decode(wkvq, depth, compute):
+def check_decode(b, depth, compute):
     """A random W4 g128 + KV4 artifact; V: the rows of an F16 head."""
     s, V, group = SHAPES["smollm2-135m"], 49152, 128
     chunk = 2 if depth else 128
-    r = bench(wkvq, "decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2",
-              "--compute", compute, *(["--chunk", str(chunk)] if depth else []))
+    r = b.report("decode", "--shape", "smollm2-135m", "--depth", str(depth), "--steps", "2",
+                 "--compute", compute, *(["--chunk", str(chunk)] if depth else []))
     assert r["chunk"] == chunk, r
     assert r["compute"] in {"auto": ("F32",), "bf16": ("BF16", "F32")}[compute], r  # F32 without AVX512-VNNI
     near = lambda a, b: abs(a - b) <= 1e-6 * b
@@ -178,21 +175,19 @@ def check_decode(wkvq, depth, compute):
     assert (r["prefill_tokens_per_s"] > 0) == (depth > 0), r
 
 
-def check_decode_experts(wkvq):
+def test_decode_experts(b):
     """A token reads the weights of its own experts, however many there are; the rest is that of a layer."""
     bytes_of = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for experts in (2, 6):
-            model, artifact = f"{folder}/{experts}", f"{folder}/{experts}.q"
-            tiny.make_model(model, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=experts,
-                            num_experts_per_tok=2, moe_intermediate_size=16)
-            subprocess.run([wkvq, "convert", model, "-o", artifact, "-q", "--set", "weights.group_size=16",
-                            "--set", "kv.group_size=8"], check=True, timeout=100)
-            bytes_of[experts] = bench(wkvq, "decode", artifact, "--depth", "3", "--steps", "1")["weight_bytes"]
+    for experts in (2, 6):
+        model, artifact = b.path / f"{experts}", b.path / f"{experts}.q"
+        tiny.make_model(model, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=experts,
+                        num_experts_per_tok=2, moe_intermediate_size=16)
+        b.run("convert", model, "-o", artifact, "-q", *harness.words(["weights.group_size=16", "kv.group_size=8"]))
+        bytes_of[experts] = b.report("decode", artifact, "--depth", "3", "--steps", "1")["weight_bytes"]
     assert bytes_of[2] == bytes_of[6], bytes_of
 
 
-def check_refused(wkvq):
+def test_refused(b):
     for args, text in ((["calibrate", "--blocks", "30"], "--blocks 30"),
                        (["calibrate", "--refine", "--layers", "31"], "--layers 31"),
                        (["calibrate", "--layers", "3"], "--layers needs --refine"),
@@ -203,43 +198,44 @@ def check_refused(wkvq):
                        (["calibrate", "--shape", "llama"], "llama-2-7b"),
                        (["calibrate", "--shape", "llama-2-7b", "--blocks", "31",
                          "--seqlen", "1048576"], "--blocks")):
-        done = subprocess.run([wkvq, "bench", *args], capture_output=True, text=True,
-                              timeout=60)
-        assert done.returncode == 2 and not done.stdout, (args, done)
-        assert text in done.stderr, (args, done.stderr)
+        done = b.run("bench", *args, want=2)
+        assert not done.stdout and text in done.stderr, (args, done)
 
 
-def check_text(wkvq):
-    done = subprocess.run([wkvq, "bench", "calibrate", "--seqlen", str(T), "--blocks", "0",
-                           "--steps", "1"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_text(b):
+    done = b.run("bench", "calibrate", "--seqlen", T, "--blocks", "0", "--steps", "1")
     for word in ("GFLOP", "attention backward", "GEMM alone", "%"):
         assert word in done.stdout, done.stdout
 
 
-def check_memory_of_threads(wkvq):
+def test_memory_of_threads(b):
     """The memory that is checked grows with the threads of the cpu device, as attention's does."""
     needs = []
     for threads in ("1", "96"):
-        done = subprocess.run([wkvq, "bench", "calibrate", "--seqlen", "256", "--blocks", "0", "--steps", "1", "-v",
-                               "-j", threads], capture_output=True, text=True, timeout=300)
+        done = b.run("bench", "calibrate", "--seqlen", "256", "--blocks", "0", "--steps", "1", "-v", "-j", threads)
         needs.append(float(re.search(r"bench needs ([0-9.]+) GB", done.stderr)[1]))
     assert needs[0] + 0.03 < needs[1], needs
 
 
-def main(wkvq):
-    check_calibrate(wkvq, 0, "f32")
-    check_calibrate(wkvq, 2, "bf16")
-    check_refine(wkvq, 1, "f32")
-    check_refine(wkvq, 2, "bf16")
-    check_kernels(wkvq, "f32")
-    check_kernels(wkvq, "bf16")
-    check_decode(wkvq, 0, "auto")
-    check_decode(wkvq, 5, "bf16")
-    check_decode_experts(wkvq)
-    check_refused(wkvq)
-    check_text(wkvq)
-    check_memory_of_threads(wkvq)
+def test_calibrate(b):
+    check_calibrate(b, 0, "f32")
+    check_calibrate(b, 2, "bf16")
 
 
-main(sys.argv[1])
+def test_refine(b):
+    check_refine(b, 1, "f32")
+    check_refine(b, 2, "bf16")
+
+
+def test_kernels(b):
+    check_kernels(b, "f32")
+    check_kernels(b, "bf16")
+
+
+def test_decode(b):
+    check_decode(b, 0, "auto")
+    check_decode(b, 5, "bf16")
+
+
+if __name__ == "__main__":
+    harness.main(globals(), Bench)

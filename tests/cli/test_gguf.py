@@ -11,24 +11,32 @@ import pathlib
 import shutil
 import struct
 import sys
-import tempfile
 import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "convert"))
 import check_artifact as artifact_reader  # noqa: E402
+import gguf_bench  # noqa: E402
 import gguf_reader  # noqa: E402
+import harness  # noqa: E402
 import tiny  # noqa: E402
-from gguf_bench import DEFAULT, EXACT, LINEARS, Artifact, Bench, check_weights, f32  # noqa: E402
+from gguf_bench import DEFAULT, EXACT, LINEARS, Artifact, check_weights, f32  # noqa: E402
 
 WIDE = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2,
         "head_dim": 16, "num_hidden_layers": 2}
 
 
+class Bench(gguf_bench.Bench):
+    def __init__(self, wkvq, demo, golden, folder):
+        super().__init__(wkvq, folder)
+        self.demo, self.golden, self.model = pathlib.Path(demo).resolve(), pathlib.Path(golden).resolve(), self.place("tiny")
+        tiny.make_model(self.model, **WIDE)
+
+
 # --- the demo model -------------------------------------------------------------------------------------------
 
 
-def check_demo(bench, demo):
-    folder = bench.convert(demo)
+def test_demo(bench):
+    folder = bench.convert(bench.demo)
     a = Artifact(folder)
     first = bench.export(folder, "-j1")
     assert first.read_bytes() == bench.export(folder, "-j3").read_bytes(), "not the same bytes twice"
@@ -36,21 +44,21 @@ def check_demo(bench, demo):
     assert 0 < worst <= 15 * 2.0 ** -11, worst
     exact = gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0"))
     assert check_weights(a, exact, EXACT) == 0
-    plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
+    plan = bench.plan(folder)
     assert plan["bytes"] == first.stat().st_size
     assert any("is rounded in" in n["text"] for n in plan["notes"])
-    few = bench.convert(demo, "weights.scale_bits=8", "weights.bits=3", "weights.mixed=0.q_proj=4")
-    plan = json.loads(bench.run("export", few, "--format", "gguf", "--plan", "--json", "-q"))
+    few = bench.convert(bench.demo, "weights.scale_bits=8", "weights.bits=3", "weights.mixed=0.q_proj=4")
+    plan = bench.plan(few)
     assert any("is rounded in < 1 % of groups" in n["text"] for n in plan["notes"]), plan["notes"]
-    folder = bench.convert(demo, "weights.scale_bits=7")
+    folder = bench.convert(bench.demo, "weights.scale_bits=7")
     assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), DEFAULT) == 0
-    plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q"))
+    plan = bench.plan(folder)
     assert any("weights, exactly" in n["text"] for n in plan["notes"]), plan
 
 
-def check_demo_keys(bench, demo):
-    g = gguf_reader.Gguf(bench.export(bench.convert(demo), "--base-model", "someone/demo-1", "--license", "mit"))
-    config = json.loads((demo / "config.json").read_text())
+def test_demo_keys(bench):
+    g = gguf_reader.Gguf(bench.export(bench.convert(bench.demo), "--base-model", "someone/demo-1", "--license", "mit"))
+    config = json.loads((bench.demo / "config.json").read_text())
     want = {
         "general.architecture": "llama", "general.type": "model", "general.name": "demo-1", "general.license": "mit",
         "general.base_model.count": 1, "general.base_model.0.name": "demo-1",
@@ -65,15 +73,15 @@ def check_demo_keys(bench, demo):
         "llama.attention.layer_norm_rms_epsilon": struct.unpack("<f", struct.pack("<f", 1e-5))[0],
     }
     assert {k: g.keys.get(k) for k in want} == want
-    unnamed = gguf_reader.Gguf(bench.export(bench.convert(demo))).keys
+    unnamed = gguf_reader.Gguf(bench.export(bench.convert(bench.demo))).keys
     assert unnamed["general.name"].startswith("artifact") and "general.license" not in unnamed
     assert "general.base_model.count" not in unnamed
-    unwritable = bench.folder / os.fsdecode(b"\xff")
-    bench.convert(demo).rename(unwritable)
+    unwritable = bench.path / os.fsdecode(b"\xff")
+    bench.convert(bench.demo).rename(unwritable)
     for place in (unwritable, f"{unwritable.name}/."):
         assert gguf_reader.Gguf(bench.export(place)).keys["general.name"] == "model"
-    licensed = bench.path("licensed")
-    shutil.copytree(demo, licensed)
+    licensed = bench.place("licensed")
+    shutil.copytree(bench.demo, licensed)
     (licensed / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     assert gguf_reader.Gguf(bench.export(bench.convert(licensed))).keys["general.license"] == "apache-2.0"
     assert not any("scaling" in k for k in g.keys) and "rope_freqs.weight" not in g.tensors
@@ -82,16 +90,16 @@ def check_demo_keys(bench, demo):
 # --- every bit width, ragged groups, whole rows ---------------------------------------------------------------
 
 
-def check_widths(bench, model):
+def test_widths(bench):
     for bits in range(2, 8):
         for group in (64, 0) if bits == 4 else (64,):
-            folder = bench.convert(model, f"weights.bits={bits}", f"weights.group_size={group}")
+            folder = bench.convert(bench.model, f"weights.bits={bits}", f"weights.group_size={group}")
             g = gguf_reader.Gguf(bench.export(folder))
             worst = check_weights(Artifact(folder), g, DEFAULT)
             assert worst == 0 or bits <= 5, worst
             assert g.keys["general.file_type"] == {"Q4_1": 3, "Q5_1": 9, "Q8_0": 7}[DEFAULT[bits]]
             assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0")), EXACT) == 0
-    folder = bench.convert(model, "weights.bits=4", "weights.group_size=32", "weights.mixed=1.q_proj=16, down_proj=6:96")
+    folder = bench.convert(bench.model, "weights.bits=4", "weights.group_size=32", "weights.mixed=1.q_proj=16, down_proj=6:96")
     g = gguf_reader.Gguf(bench.export(folder))
     check_weights(Artifact(folder), g, DEFAULT)
     assert g.keys["general.file_type"] == 3, "that of most weights"
@@ -102,7 +110,7 @@ def check_widths(bench, model):
 
 def remake(bench, change, **config):
     """A copy of the tiny model in which change(tensors) has been called."""
-    out = bench.path("remade")
+    out = bench.place("remade")
     tiny.make_model(out, **{**WIDE, **config})
     tensors = artifact_reader.read_safetensors(out / "model.safetensors")
     change(tensors)
@@ -120,23 +128,22 @@ def centre(tensors):
 
 
 def notes(bench, folder, *options):
-    plan = json.loads(bench.run("export", folder, "--format", "gguf", "--plan", "--json", "-q", *options))
-    return [f"{n['fate']}: {n['text']}" for n in plan["notes"]]
+    return [f"{n['fate']}: {n['text']}" for n in bench.plan(folder, *options)["notes"]]
 
 
-def check_head(bench, model):
+def test_head(bench):
     tied = remake(bench, lambda t: t.pop("lm_head.weight"), tie_word_embeddings=True)
     for bits in range(2, 9):
-        for source in (model, tied):
+        for source in (bench.model, tied):
             folder = bench.convert(source, "weights.group_size=32", f"head.bits={bits}", "head.group_size=64")
             g = gguf_reader.Gguf(bench.export(folder, "-j3"))
             check_weights(Artifact(folder), g, DEFAULT)
             assert g.keys["general.file_type"] == 3, "the head decides the type of the file"
             assert check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder, "--weights", "q8_0")), EXACT) == 0
     assert any(n.startswith("changed: model.embed_tokens, of 8 bits, as values in F16") for n in notes(bench, folder))
-    folder = bench.convert(model, "weights.bits=16", "head.bits=4", "head.group_size=48")
+    folder = bench.convert(bench.model, "weights.bits=16", "head.bits=4", "head.group_size=48")
     check_weights(Artifact(folder), gguf_reader.Gguf(bench.export(folder)), {4: "F16"})
-    sevens = bench.convert(model, "weights.group_size=32", "weights.scale_bits=7", "head.bits=4", "head.group_size=0")
+    sevens = bench.convert(bench.model, "weights.group_size=32", "weights.scale_bits=7", "head.bits=4", "head.group_size=0")
     assert check_weights(Artifact(sevens), gguf_reader.Gguf(bench.export(sevens)), DEFAULT) == 0
     assert "carried: lm_head, of 4 bits, as Q4_1" in notes(bench, sevens)
     fitting = bench.convert(remake(bench, centre), "weights.bits=16", "head.bits=8", "head.group_size=32")
@@ -190,9 +197,9 @@ def unfit(config):
     return [m.split(".")[1] for m in LINEARS if columns.get(m.split(".")[1], hidden) % 32]
 
 
-def check_fused(bench):
+def test_fused(bench):
     """Phi3: q, k, v and gate, up are one tensor, in blocks that hold the codes of all."""
-    model = bench.path("fused")
+    model = bench.place("fused")
     tiny.make_model(model, model_type="phi3", architectures=["Phi3ForCausalLM"], **WIDE)
     folder = bench.convert(model, "weights.group_size=32", "weights.mixed=gate_proj=5,0.up_proj=3,1.up_proj=6,"
                            "0.q_proj=3,0.k_proj=6,1.v_proj=16")
@@ -212,9 +219,9 @@ MIXTURE = {**WIDE, "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCaus
            "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True}
 
 
-def check_experts(bench):
+def test_experts(bench):
     """The experts of a layer are one tensor, whatever the format; and weights that are not divided by their sum."""
-    model, plain = bench.path("mixture"), bench.path("mixture")
+    model, plain = bench.place("mixture"), bench.place("mixture")
     tiny.make_model(model, **MIXTURE)
     for settings in (["weights.mixed=gate_proj=5,0.up_proj=16,down_proj=6:64"], ["weights.bits=16"], ["head.bits=4"]):
         folder = bench.convert(model, "weights.group_size=32", *settings)
@@ -228,7 +235,7 @@ def check_experts(bench):
     tiny.make_model(plain, **{**MIXTURE, "norm_topk_prob": False})
     bench.refuse(bench.convert(plain, "weights.bits=16"), ["norm_topk_prob is false", "qwen3_moe"])
     for experts, said in ((512, False), (513, True)):  # llama.cpp's older limit
-        model = bench.path("mixture")
+        model = bench.place("mixture")
         tiny.make_model(model, **{**MIXTURE, "num_experts": experts, "num_hidden_layers": 1, "moe_intermediate_size": 4})
         text = str(notes(bench, bench.convert(model, "weights.bits=16")))
         assert said == (f"{experts} experts of a layer: llama.cpp before" in text), text
@@ -269,19 +276,24 @@ def check_family(bench, golden, name, arch, keys):
         assert factors is None or list(g.floats(tensor)) == [f32(x) for x in factors], name
 
 
-def check_gemma3(bench):
+def test_families(bench):
+    for name, (arch, keys) in GOLDEN.items():
+        check_family(bench, bench.golden, name, arch, keys)
+
+
+def test_gemma3(bench):
     """What llama.cpp has as constants is in these settings; norms have 1 + their weight."""
-    model, name = bench.folder / "gemma", {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    model, name = bench.path / "gemma", {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
     fits = {**name, "num_hidden_layers": 7, "sliding_window": 20, "query_pre_attn_scalar": 8}
     tiny.make_model(model, rope_scaling={"rope_type": "linear", "factor": 4.0}, **fits)
     (model / "tokenizer.json").unlink()
-    check_family(bench, bench.folder, "gemma", "gemma3", {"attention.sliding_window": 20, "rope.freq_base": 1e4,
-                                                          "rope.scaling.type": "linear", "rope.scaling.factor": 4.0})
+    check_family(bench, bench.path, "gemma", "gemma3", {"attention.sliding_window": 20, "rope.freq_base": 1e4,
+                                                         "rope.scaling.type": "linear", "rope.scaling.factor": 4.0})
     for key, value, words in (("layer_types", ["full_attention"] * 7, "layer 0 is full"),
                               ("rope_local_base_freq", 500.0, "rope_local_base_freq is 500"),
                               ("query_pre_attn_scalar", 16, "query_pre_attn_scalar is 16"),
                               ("sliding_window", None, "sliding_window is missing")):
-        other = bench.path("gemma")
+        other = bench.place("gemma")
         tiny.make_model(other, **{**fits, key: value})
         (other / "tokenizer.json").unlink()
         bench.refuse(bench.convert(other, "weights.bits=16"), [words], "--gguf-pre", "none")
@@ -342,12 +354,13 @@ def check_folded(a, g):
             assert abs(have - sum(terms)) <= 2 ** -22 * sum(map(abs, terms)), (layer, r, have, sum(terms))
 
 
-def check_fold(bench, model, golden):
+def test_fold(bench):
     shifts = [0.01 * (i * i % 17 - 8) for i in range(97)]
-    for source, mixed in ((model, ""), (golden / "llama_bias", "down_proj=16"), (golden / "llama_mlp_bias", "down_proj=16,o_proj=16"),
+    golden = bench.golden
+    for source, mixed in ((bench.model, ""), (golden / "llama_bias", "down_proj=16"), (golden / "llama_mlp_bias", "down_proj=16,o_proj=16"),
                           (golden / "mixtral", "down_proj=16"), (golden / "granite", "down_proj=16")):
         folder = bench.convert(source, "weights.group_size=32", *([f"weights.mixed={mixed}"] if mixed else []))
-        more = () if source == model else ("--gguf-pre", "none")
+        more = () if source == bench.model else ("--gguf-pre", "none")
         turn = iter(shifts * 100)
         change(folder, ".v_shift", "<f", lambda _: next(turn))
         bench.refuse(folder, ["the shift of values", "--kv drop"], *more)
@@ -358,7 +371,7 @@ def check_fold(bench, model, golden):
                    not n.endswith("attn_output.bias")), "another tensor has changed"
     change(folder, ".v_scale", "<f", lambda _: 2.0)
     bench.refuse(folder, ["the smoothing of values;"], "--fold", "v-shift", "--gguf-pre", "none")
-    text = bench.run("export", folder, "--format", "awq", "--fold", "v-shift", "-o", bench.path("x"), "-q", exit=2)
+    text = bench.run("export", folder, "--format", "awq", "--fold", "v-shift", "-o", bench.place("x"), "-q", want=2).stderr
     assert "--format gguf can" in text, text
     qwen = bench.convert(golden / "qwen2", "weights.bits=16")
     change(qwen, ".v_shift", "<f", lambda _: 1.0)
@@ -370,7 +383,7 @@ def check_fold(bench, model, golden):
 
 def qwen3_with_bias(bench, golden):
     """Qwen3 with biases of q, k, v and o, which llama.cpp does not have."""
-    model = bench.path("qwen3")
+    model = bench.place("qwen3")
     model.mkdir()
     config = json.loads((golden / "qwen3" / "config.json").read_text())
     d, kv = config["num_attention_heads"] * config["head_dim"], config["num_key_value_heads"] * config["head_dim"]
@@ -385,7 +398,7 @@ def qwen3_with_bias(bench, golden):
 
 def every_second(bench, golden):
     """SmolLM3 without a rope in every second layer; llama.cpp leaves it out in every fourth."""
-    model = bench.path("second")
+    model = bench.place("second")
     shutil.copytree(golden / "smollm3", model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "no_rope_layers": [1, 0, 1, 0, 1]}))
@@ -394,7 +407,7 @@ def every_second(bench, golden):
 
 def tied_olmo2(bench, golden):
     """OLMo 2 whose head is its embedding, which llama.cpp does not have."""
-    model = bench.path("tied")
+    model = bench.place("tied")
     shutil.copytree(golden / "olmo2", model)
     config = json.loads((model / "config.json").read_text())
     named = artifact_reader.read_safetensors(golden / "olmo2" / "model.safetensors")
@@ -403,19 +416,20 @@ def tied_olmo2(bench, golden):
     return model
 
 
-def check_refusals(bench, model, golden):
-    bits8 = bench.convert(model, "weights.bits=8", "weights.group_size=32")
+def test_refusals(bench):
+    golden = bench.golden
+    bits8 = bench.convert(bench.model, "weights.bits=8", "weights.group_size=32")
     bench.refuse(bits8, ["q_proj", "weights.bits 8", "7 or fewer"])
-    bench.refuse(bench.convert(model, "weights.group_size=48"), ["group_size 48", "32, 64, 128 or 0"])
-    narrow = bench.path("narrow")
+    bench.refuse(bench.convert(bench.model, "weights.group_size=48"), ["group_size 48", "32, 64, 128 or 0"])
+    narrow = bench.place("narrow")
     tiny.make_model(narrow)
     bench.refuse(bench.convert(narrow, "weights.group_size=32"), ["down_proj has 48 columns", "weights.mixed"])
-    good = bench.convert(model, "weights.group_size=32")
+    good = bench.convert(bench.model, "weights.group_size=32")
     bench.refuse(good, ["want one of q4_1, q8_0"], "--weights", "q5_0")
     taken = bench.export(good)
-    text = bench.run("export", good, "--format", "gguf", "-o", taken, "-q", exit=2)
+    text = bench.run("export", good, "--format", "gguf", "-o", taken, "-q", want=2).stderr
     assert "exists" in text, text
-    text = bench.run("export", good, "--format", "awq", "--weights", "q8_0", "-o", bench.path("x"), "-q", exit=2)
+    text = bench.run("export", good, "--format", "awq", "--weights", "q8_0", "-o", bench.place("x"), "-q", want=2).stderr
     assert "--weights is for --format gguf" in text, text
     bench.refuse(bench.convert(golden / "qwen2", "weights.bits=16"), ["no tokenizer.json"])
     none = ("--gguf-pre", "none")
@@ -427,25 +441,5 @@ def check_refusals(bench, model, golden):
     bench.refuse(bench.convert(qwen3_with_bias(bench, golden), "weights.bits=16"), ["attention_bias", "qwen3"], *none)
 
 
-def main():
-    wkvq, demo, golden = (pathlib.Path(p).resolve() for p in sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="wkvq-gguf-") as folder:
-        bench = Bench(wkvq, folder)
-        model = bench.path("tiny")
-        tiny.make_model(model, **WIDE)
-        check_fused(bench)
-        check_experts(bench)
-        check_demo(bench, demo)
-        check_demo_keys(bench, demo)
-        check_widths(bench, model)
-        check_head(bench, model)
-        for name, (arch, keys) in GOLDEN.items():
-            check_family(bench, golden, name, arch, keys)
-        check_gemma3(bench)
-        check_fold(bench, model, golden)
-        check_refusals(bench, model, golden)
-    print("gguf: every block equals the artifact's")
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Bench, arguments=3)

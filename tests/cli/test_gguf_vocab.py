@@ -10,10 +10,10 @@ import pathlib
 import shutil
 import struct
 import sys
-import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import gguf_reader  # noqa: E402
+import harness  # noqa: E402
 import tiny  # noqa: E402
 from gguf_bench import Bench  # noqa: E402
 
@@ -60,14 +60,14 @@ def pieces(path):
 
 
 class Cases(Bench):
-    def __init__(self, wkvq, folder, golden):
+    def __init__(self, wkvq, golden, folder):
         super().__init__(wkvq, folder)
-        self.golden = golden
+        self.golden = pathlib.Path(golden).resolve()
 
     def artifact(self, files=None, vocab=VOCAB, model=None, **texts):
         """An artifact with the tokenizer of a golden folder, or with the given texts as files and a tokenizer.model."""
         spm = model
-        model = self.path("model")
+        model = self.place("model")
         tiny.make_model(model, num_hidden_layers=1, vocab_size=vocab, intermediate_size=32, bos_token_id=7, eos_token_id=9)
         (model / "tokenizer.json").unlink()
         for file in (self.golden / files).iterdir() if files else []:
@@ -82,7 +82,7 @@ class Cases(Bench):
     def keys(self, artifact, *options):
         """The tokenizer's keys, and the notes."""
         g = gguf_reader.Gguf(self.export(artifact, *options))
-        plan = json.loads(self.run("export", artifact, "--format", "gguf", "--plan", "--json", "-q", *options))
+        plan = self.plan(artifact, *options)
         short = {k.split(".", 2)[2] if k.startswith("tokenizer.ggml.") else k: v for k, v in g.keys.items()}
         return short, " ".join(n["text"] for n in plan["notes"])
 
@@ -113,7 +113,14 @@ def check_bytes(cases, name, pre, bos, eos, add_bos):
     assert ("NFC" in notes) == (name == "qwen2"), notes
 
 
-def check_ranks(cases):
+def test_bytes(cases):
+    check_bytes(cases, "gpt2", "gpt-2", 0, 0, False)
+    check_bytes(cases, "smollm2", "smollm", 1, 2, False)
+    check_bytes(cases, "qwen2", "qwen2", 7, 1202, False)
+    check_bytes(cases, "llama3", "llama-bpe", 1200, 1201, True)
+
+
+def test_ranks(cases):
     """Meta's tokenizer.model: every split of a token is a merge, in order of the token's rank."""
     keys, _ = cases.keys(cases.artifact("ranks"))
     lines = (cases.golden / "ranks" / "tokenizer.model").read_text().split("\n")
@@ -128,7 +135,7 @@ def check_ranks(cases):
     assert keys["tokens"][keys["eos_token_id"]] == "<|end_of_text|>"
 
 
-def check_llama3_without_ignore_merges(cases):
+def test_llama3_without_ignore_merges(cases):
     source = json.loads((cases.golden / "llama3" / "tokenizer.json").read_text())
     source["model"]["ignore_merges"] = False
     assert cases.keys(cases.artifact(tokenizer__json=json.dumps(source)))[0]["pre"] == "dbrx"
@@ -151,6 +158,13 @@ def check_model(cases, name, add_bos, added):
     assert (keys["bos_token_id"], keys["unknown_token_id"]) == (1, 0)
 
 
+def test_model(cases):
+    check_model(cases, "spm", True, {})
+    added = json.loads((cases.golden / "added" / "added_tokens.json").read_text())
+    check_model(cases, "added", False, {1: ("<s>", CONTROL), **{
+        i: (t, CONTROL if t.startswith("<|") else USER) for t, i in added.items()}})
+
+
 def like_llama2(model):
     """The tokenizer.json that Hugging Face makes of a SentencePiece model: every split of a piece is a merge."""
     listed = pieces(model)
@@ -170,7 +184,7 @@ def like_llama2(model):
                       "merges": [m[3] for m in sorted(merges)]}}
 
 
-def check_scores(cases):
+def test_scores(cases):
     """Scores that are made from merges order the tokens as the model's own scores do."""
     model = cases.golden / "spm" / "tokenizer.model"
     source, listed = like_llama2(model), pieces(model)
@@ -203,7 +217,7 @@ def check_scores(cases):
 # --- the rest -------------------------------------------------------------------------------------------------
 
 
-def check_templates(cases):
+def test_templates(cases):
     tokenizer = (cases.golden / "gpt2" / "tokenizer.json").read_text()
 
     def template(**files):
@@ -216,7 +230,7 @@ def check_templates(cases):
     assert template(tokenizer_config__json=json.dumps({"chat_template": "old"}), chat_template__jinja="{{ new }}") == "{{ new }}"
 
 
-def check_special_ids(cases):
+def test_special_ids(cases):
     """Names of tokenizer_config.json come first, then the ids of config.json."""
     tokenizer = (cases.golden / "gpt2" / "tokenizer.json").read_text()
     keys, _ = cases.keys(cases.artifact(tokenizer__json=tokenizer))
@@ -227,7 +241,7 @@ def check_special_ids(cases):
     assert [keys["tokens"][i] for i in ids] == ["er", "th", "the", "<|endoftext|>"]
 
 
-def check_types(cases):
+def test_types(cases):
     """A token that takes in spaces around it is said; one in <|...|> is a control token whatever its flag."""
     source = json.loads((cases.golden / "gpt2" / "tokenizer.json").read_text())
     for i, text in ((1200, "<|tool|>"), (1201, "plain")):
@@ -236,13 +250,13 @@ def check_types(cases):
     assert keys["token_type"][1200:1202] == [CONTROL, USER] and "2 added tokens that take in spaces" in notes
 
 
-def check_small_embedding(cases):
+def test_small_embedding(cases):
     keys, notes = cases.keys(cases.artifact("llama3", vocab=1201))
     assert len(keys["tokens"]) == 1201 and keys["tokens"][1200] == "<|begin_of_text|>"
     assert "tokens beyond the 1201 rows" in notes and keys["eos_token_id"] == 9
 
 
-def check_names(cases):
+def test_names(cases):
     keys, _ = cases.keys(cases.artifact("smollm2"), "--gguf-pre", "gpt-2")
     assert keys["pre"] == "gpt-2"
     keys, notes = cases.keys(cases.artifact("smollm2"), "--gguf-pre", "none")
@@ -255,7 +269,7 @@ def two_before(source):
     return source
 
 
-def check_refusals(cases):
+def test_refusals(cases):
     def changed(name, change):
         source = json.loads((cases.golden / name / "tokenizer.json").read_text())
         return cases.artifact(tokenizer__json=json.dumps(change(source) or source))
@@ -272,7 +286,7 @@ def check_refusals(cases):
         cases.refuse(cases.artifact(name), ["has no name", "--gguf-pre NAME"])
     charsmap = dict(protobuf(dict(protobuf((cases.golden / "rules" / "tokenizer.model").read_bytes()))[3]))[2]
     spec = delimited(3, delimited(2, charsmap))  # the last normalizer_spec counts
-    both = cases.path("normalized.model")
+    both = cases.place("normalized.model")
     both.write_bytes((cases.golden / "spm" / "tokenizer.model").read_bytes() + spec)
     cases.refuse(cases.artifact(model=both), ["its normalization has no counterpart"])
     cases.refuse(cases.artifact("spm"), ["not a byte-level tokenizer"], "--gguf-pre", "gpt-2")
@@ -306,7 +320,7 @@ def tokenizer_keys(path):
     return {k: v for k, v in gguf_reader.Gguf(path).keys.items() if k.startswith("tokenizer.")}
 
 
-def check_copied(cases):
+def test_copied(cases):
     """All keys of the tokenizer, and only those, for tokenizers that cannot be converted, too."""
     for name in ("smollm2", "prefix"):
         artifact = cases.artifact(name)
@@ -322,14 +336,14 @@ def check_copied(cases):
                ((0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8))]
     model, tokens = ("tokenizer.ggml.model", 8, text_value("t5")), ("tokenizer.ggml.tokens", 9, list_value(8, names))
     good = [("a.key", 9, list_value(10, [bytes(8)] * 3)), model, tokens, *numbers, ("tokenizer.none", 9, list_value(6, []))]
-    file = vocab_file(cases.path("vocab"), *good)
+    file = vocab_file(cases.place("vocab"), *good)
     unigram = cases.artifact("unigram")
     have = tokenizer_keys(cases.export(unigram, "--gguf-vocab", file))
     assert have["tokenizer.ggml.tokens"] == names and have["tokenizer.n10"] == 0x0807060504030201
     assert len(have) == len(good) - 1 and have["tokenizer.none"] == []
 
     def refuse(words, *keys, artifact=unigram, **how):
-        cases.refuse(artifact, ["--gguf-vocab ", *words], "--gguf-vocab", vocab_file(cases.path("vocab"), *keys, **how))
+        cases.refuse(artifact, ["--gguf-vocab ", *words], "--gguf-vocab", vocab_file(cases.place("vocab"), *keys, **how))
 
     at = next(i for i, (_, _, kind) in enumerate(own) if kind == NORMAL)
     as_long = names[at][:-1] + "#"
@@ -350,34 +364,9 @@ def check_copied(cases):
     refuse(['"', "in the artifact's tokenizer"], model, tokens, artifact=cases.artifact("gpt2"))
     cases.refuse(unigram, ["nothing: No such file"], "--gguf-vocab", "nothing")
     cases.refuse(unigram, ["give one of them"], "--gguf-vocab", file, "--gguf-pre", "none")
-    text = cases.run("export", unigram, "--format", "awq", "--gguf-vocab", file, "-o", cases.path("x"), exit=2)
+    text = cases.run("export", unigram, "--format", "awq", "--gguf-vocab", file, "-o", cases.place("x"), want=2).stderr
     assert "--gguf-vocab is for --format gguf" in text, text
 
 
-def main():
-    wkvq, golden = (pathlib.Path(p).resolve() for p in sys.argv[1:])
-    with tempfile.TemporaryDirectory(prefix="wkvq-gguf-") as folder:
-        cases = Cases(wkvq, folder, golden)
-        check_bytes(cases, "gpt2", "gpt-2", 0, 0, False)
-        check_bytes(cases, "smollm2", "smollm", 1, 2, False)
-        check_bytes(cases, "qwen2", "qwen2", 7, 1202, False)
-        check_bytes(cases, "llama3", "llama-bpe", 1200, 1201, True)
-        check_ranks(cases)
-        check_llama3_without_ignore_merges(cases)
-        check_model(cases, "spm", True, {})
-        added = json.loads((golden / "added" / "added_tokens.json").read_text())
-        check_model(cases, "added", False, {1: ("<s>", CONTROL), **{
-            i: (t, CONTROL if t.startswith("<|") else USER) for t, i in added.items()}})
-        check_scores(cases)
-        check_templates(cases)
-        check_special_ids(cases)
-        check_types(cases)
-        check_small_embedding(cases)
-        check_names(cases)
-        check_refusals(cases)
-        check_copied(cases)
-    print("gguf vocabulary: as in the tokenizer's files")
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(globals(), Cases, arguments=2)

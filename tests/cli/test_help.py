@@ -9,23 +9,24 @@ import pty
 import re
 import select
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 
-class Program:
-    def __init__(self, wkvq, root):
-        self.wkvq, self.root = wkvq, root
+
+class Program(harness.Bench):
+    timeout = 60
+
+    def __init__(self, wkvq, root, folder):
+        if not shutil.which("bash"):
+            raise harness.Skip("no bash")
+        super().__init__(wkvq, folder)
+        self.root = pathlib.Path(root).resolve()
         self.man = self.run("--man").stdout
         self.commands = re.findall(r"^\.SS wkvq (\S+) ", self.man, re.M)
         assert len(self.commands) > 10, self.commands
-
-    def run(self, *args):
-        done = subprocess.run([self.wkvq, *args], capture_output=True, text=True, timeout=60)
-        assert not done.returncode, (args, done.stderr)
-        return done
 
 
 def test_examples(p):
@@ -79,13 +80,13 @@ def test_environment(p):
 
 class Completion:
     def __init__(self, p):
-        self.script = p.run("--completion").stdout
+        self.p, self.script = p, p.run("--completion").stdout
 
     def __call__(self, *words):
         """What bash would offer for the last word, of a line that it split into these."""
         ask = 'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _wkvq; printf "%s\\n" "${COMPREPLY[@]}"'
-        done = subprocess.run(["bash", "-c", self.script + ask, "bash", *words], capture_output=True, text=True, timeout=60)
-        assert not done.returncode and not done.stderr, (words, done)
+        done = self.p.call(["bash", "-c", self.script + ask, "bash", *words])
+        assert not done.stderr, (words, done)
         return done.stdout.split("\n")[:-1] if done.stdout.strip() else []
 
 
@@ -131,16 +132,15 @@ def test_completed_files(p):
     """A word of no known kind is left to readline, which knows how to quote a name with blanks."""
     complete = Completion(p)
     assert "complete -o default -F _wkvq wkvq\n" in complete.script
-    with tempfile.TemporaryDirectory() as folder:
-        (pathlib.Path(folder) / "mödel ü 模型").mkdir()
-        for words in (("inspect", "m"), ("quantize", "m"), ("quantize", "--data", "m"), ("quantize", "--data", "=", "m")):
-            assert complete("wkvq", *words) == [], words
-        assert typed(complete.script, folder, "wkvq inspect m\t").endswith("wkvq inspect mödel\\ ü\\ 模型/")
+    (p.path / "mödel ü 模型").mkdir()
+    for words in (("inspect", "m"), ("quantize", "m"), ("quantize", "--data", "m"), ("quantize", "--data", "=", "m")):
+        assert complete("wkvq", *words) == [], words
+    assert typed(complete.script, p.path, "wkvq inspect m\t").endswith("wkvq inspect mödel\\ ü\\ 模型/")
 
 
 def typed(script, folder, keys):
     """The line of an interactive bash, after keys were typed in a terminal."""
-    (pathlib.Path(folder) / ".rc").write_text("PS1='> '\nbind 'set enable-bracketed-paste off'\n" + script)
+    (folder / ".rc").write_text("PS1='> '\nbind 'set enable-bracketed-paste off'\n" + script)
     child, terminal = pty.fork()
     if not child:
         os.chdir(folder)
@@ -162,18 +162,5 @@ def typed(script, folder, keys):
     return shown.decode(errors="replace").rstrip("\a")
 
 
-def main():
-    failed = 0
-    p = Program(str(pathlib.Path(sys.argv[1]).resolve()), pathlib.Path(sys.argv[2]).resolve())
-    for test in [t for n, t in globals().items() if n.startswith("test_")]:
-        try:
-            test(p)
-            print("ok  ", test.__name__, flush=True)
-        except Exception as e:
-            failed += 1
-            print("FAIL", test.__name__, repr(e), flush=True)
-    return failed
-
-
 if __name__ == "__main__":
-    sys.exit(77 if not shutil.which("bash") else 1 if main() else 0)
+    harness.main(globals(), Program, arguments=2)

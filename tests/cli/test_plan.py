@@ -12,12 +12,11 @@ import os
 import pathlib
 import re
 import struct
-import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import harness
 import tiny
 
 SWEEP = """
@@ -25,9 +24,16 @@ base: {calibration: {samples: 4, seqlen: 32, epochs: 1}, weights.group_size: 12,
 grid: {weights.bits: [3, 4]}
 eval: {data: text.txt, windows: 2, ctx: 32}
 """
-SMALL = [word for pair in ("calibration.samples=4", "calibration.seqlen=32", "calibration.epochs=1", "crr.blocks=1")
-         for word in ("--set", pair)] + ["-j1"]
-
+SMALL = [*harness.words(["calibration.samples=4", "calibration.seqlen=32", "calibration.epochs=1", "crr.blocks=1"]), "-j1"]
+REFINE = ["-j1", *harness.words(["refine.samples=4", "refine.seqlen=32", "refine.guard=2"])]
+# The commands with --plan.
+COMMANDS = {
+    "quantize": ["quantize", "model", "--data", "text.txt", "-o", "made/artifact", "--state", "made/state", *SMALL],
+    "calibrate": ["calibrate", "model", "--data", "text.txt", "-o", "made/calibrated", *SMALL],
+    "refine": ["refine", "model", "rounded", "--data", "text.txt", "-o", "made/refined", *REFINE],
+    "sweep": ["sweep", "s.yaml", "-m", "model", "--data", "text.txt", "-o", "made/sweep", "-j1"],
+    "export": ["export", "source", "--format", "dense", "-o", "made/dense"],
+}
 
 # What a command may probe: create once under the temporary name of a writer, and remove.
 PROBED = {
@@ -38,6 +44,20 @@ PROBED = {
     "export": {"made/dense"},
 }
 CREATED, REMOVED, MOVED, IS_FOLDER, LOST = 0x100, 0x200, 0xC0, 0x40000000, 0x4000  # of <sys/inotify.h>
+
+
+class Fixture(harness.Bench):
+    def __init__(self, wkvq, folder):
+        super().__init__(wkvq, folder)
+        tiny.make_model(self.path / "model", num_hidden_layers=2)
+        tiny.make_text(self.path / "text.txt", 500)
+        (self.path / "s.yaml").write_text(SWEEP)
+        self.run("convert", "model", "-o", "source", "--set", "kv.method=token", "-j1")
+        self.run("convert", "model", "-o", "rounded", "--set", "weights.group_size=12")
+
+    def plan(self, *args):
+        """Returns the plan of a command."""
+        return json.loads(self.run(*args, "--plan", "--json").stdout)
 
 
 class Watch:
@@ -92,13 +112,12 @@ def probes(events, allowed):
     return set(created)
 
 
-def check_threads(wkvq):
+def test_threads(f):
     """Each thread of the cpu device has working memory of its own, which the plan counts; a GPU's does not depend on
     the host's threads."""
     def activations(device, threads):
-        command = [wkvq, "calibrate", "--plan", "--shape", "smollm2-135m", "--json", "-j", str(threads), "--device", device,
-                   "--set", "run.device_memory=24G", "--set", "refine.samples=4"]
-        plan = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        plan = f.plan("calibrate", "--shape", "smollm2-135m", "-j", threads, "--device", device,
+                      *harness.words(["run.device_memory=24G", "refine.samples=4"]))
         return plan["activations_bytes"], plan["refinement"]["device_bytes"]
 
     one, many = activations("cpu", 1), activations("cpu", 64)
@@ -116,93 +135,70 @@ def shown(text, name):
     return float(words[1]) * SIZES[words[2]], " ".join(words[3:])
 
 
-def check_disk(wkvq, folder, args, streams):
+def check_disk(f, args, streams):
     """Text and JSON give the same parts of the disk, and the artifact's are those of the one that is written."""
-    plan = json.loads(subprocess.run([*args, "--plan", "--json"], cwd=folder, capture_output=True, text=True, check=True).stdout)
-    text = subprocess.run([*args, "--plan"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    plan, text = f.plan(*args), f.run(*args, "--plan").stdout
     assert (plan["disk_stream_bytes"] > 0) == streams, plan
     assert plan["disk_bytes"] == plan["state_bytes"] + max(plan["disk_stream_bytes"], plan["artifact_bytes"]), plan
     for name, key in (("disk", "disk_bytes"), ("state", "state_bytes"), ("artifact", "artifact_bytes")):
         assert abs(shown(text, name)[0] / plan[key] - 1) < 0.01, (name, plan[key], text)
-    subprocess.run(args, cwd=folder, capture_output=True, check=True)
+    f.run(*args)
     out = args[args.index("-o") + 1]
-    made = json.loads(subprocess.run([wkvq, "inspect", out, "--json"], cwd=folder, capture_output=True, text=True,
-                                     check=True).stdout)
-    written = sum(f.stat().st_size for f in (folder / out).iterdir())
+    made = json.loads(f.run("inspect", out, "--json").stdout)
+    written = sum(file.stat().st_size for file in (f.path / out).iterdir())
     assert 0 <= written - plan["artifact_bytes"] < 4096, (written, plan)  # the manifest names text and state as well
     assert abs(plan["artifact_weight_bits"] - made["weight_bits"]) < 1e-6, (plan, made)
     assert shown(text, "artifact")[1] == f"afterwards, {made['weight_bits']:.3f} bits per weight", text
-    print(f"ok the disk of {args[1]}", flush=True)
 
 
-def main():
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    commands = {
-        "quantize": [wkvq, "quantize", "model", "--data", "text.txt", "-o", "made/artifact", "--state", "made/state", *SMALL],
-        "calibrate": [wkvq, "calibrate", "model", "--data", "text.txt", "-o", "made/calibrated", *SMALL],
-        "refine": [wkvq, "refine", "model", "rounded", "--data", "text.txt", "-o", "made/refined", *SMALL[-1:],
-                   "--set", "refine.samples=4", "--set", "refine.seqlen=32", "--set", "refine.guard=2"],
-        "sweep": [wkvq, "sweep", "s.yaml", "-m", "model", "--data", "text.txt", "-o", "made/sweep", "-j1"],
-        "export": [wkvq, "export", "source", "--format", "dense", "-o", "made/dense"],
-    }
-    check_threads(wkvq)
-    texts = {name: subprocess.run([wkvq, name, "--help"], capture_output=True, text=True, check=True).stdout
-             for name in subprocess.run([wkvq, "--completion"], capture_output=True, text=True, check=True).stdout
-             .split('_wkvq_commands="')[1].split('"')[0].split()}
-    planned = {name for name, text in texts.items() if "--plan" in text.split()}
-    assert planned == set(commands), f"commands with --plan: {sorted(planned)}, tested: {sorted(commands)}"
-    with tempfile.TemporaryDirectory() as name:
-        folder = pathlib.Path(name)
-        tiny.make_model(folder / "model", num_hidden_layers=2)
-        tiny.make_text(folder / "text.txt", 500)
-        (folder / "s.yaml").write_text(SWEEP)
-        subprocess.run([wkvq, "convert", "model", "-o", "source", "--set", "kv.method=token", "-j1"], cwd=folder, check=True,
-                       capture_output=True)
-        subprocess.run([wkvq, "convert", "model", "-o", "rounded", "--set", "weights.group_size=12"], cwd=folder,
-                       check=True, capture_output=True)
+def test_disk(f):
+    check_disk(f, ["quantize", "model", "--data", "text.txt", "-o", "sized", *SMALL], False)
+    check_disk(f, ["quantize", "model", "--data", "text.txt", "-o", "streamed", "--memory", "100k", *SMALL], True)
+    check_disk(f, [a.replace("made/", "sized-") for a in COMMANDS["refine"]], False)
+    assert "artifact_bytes" not in f.plan(*COMMANDS["calibrate"])
 
-        check_disk(wkvq, folder, [wkvq, "quantize", "model", "--data", "text.txt", "-o", "sized", *SMALL], False)
-        check_disk(wkvq, folder, [wkvq, "quantize", "model", "--data", "text.txt", "-o", "streamed", "--memory", "100k", *SMALL],
-                   True)
-        check_disk(wkvq, folder, [a.replace("made/", "sized-") for a in commands["refine"]], False)
-        calibrate = subprocess.run([*commands["calibrate"], "--plan", "--json"], cwd=folder, capture_output=True, text=True)
-        assert "artifact_bytes" not in json.loads(calibrate.stdout), calibrate.stdout
-        probed = set()
 
-        def check(command, when):
-            before, watch = snapshot(folder), Watch(folder)
-            time.sleep(0.01)
-            done = subprocess.run([*commands[command], "--plan"], cwd=folder, capture_output=True, text=True)
-            refused = command == "export" and when == "finished work there"  # it never replaces an export
-            assert done.returncode == (2 if refused else 0) and bool(done.stdout) != refused, (command, when, done.stderr)
-            after, events = snapshot(folder), watch.end()
-            changed = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-            assert not changed, f"{command} --plan, {when}, changed {changed}"
-            probed.update(probes(events, PROBED[command] if when != "nothing there" else set()))
-            print(f"ok {command} --plan, {when}", flush=True)
-            return done.stdout
+def test_every_command_with_a_plan_is_tested(f):
+    names = f.run("--completion").stdout.split('_wkvq_commands="')[1].split('"')[0].split()
+    planned = {name for name in names if "--plan" in f.run(name, "--help").stdout.split()}
+    assert planned == set(COMMANDS), f"commands with --plan: {sorted(planned)}, tested: {sorted(COMMANDS)}"
 
-        for command in commands:
-            check(command, "nothing there")
-        (folder / "made").mkdir()
-        for command in commands:
-            check(command, "an empty folder there")
-        for command, args in commands.items():
-            more = ["--keep-state"] if command in ("quantize", "refine") else []
-            subprocess.run([*args, *more], cwd=folder, check=True, capture_output=True)
-        for command in commands:
-            check(command, "finished work there")
-        # A result that a killed sweep left: the plan counts it, and leaves it to the next run.
-        out = folder / "made/sweep"
-        line = (out / "results.jsonl").read_text().splitlines()[0]
-        hash_of = line.split('"hash":"')[1][:16]
-        (out / "cells" / f"{hash_of}.json").write_text(line)
-        (out / "results.jsonl").unlink()
-        plan = check("sweep", "an unlisted result there").splitlines()
-        assert [p.split()[0] for p in plan] == ["done", "to"], plan
-        assert probed == set().union(*PROBED.values()), probed
+
+def check_nothing_changes(f, command, when):
+    """Returns the plan's text, and the paths that were probed."""
+    before, watch = snapshot(f.path), Watch(f.path)
+    time.sleep(0.01)
+    refused = command == "export" and when == "finished work there"  # it never replaces an export
+    done = f.run(*COMMANDS[command], "--plan", want=2 if refused else 0)
+    assert bool(done.stdout) != refused, (command, when, done.stderr)
+    after, events = snapshot(f.path), watch.end()
+    changed = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    assert not changed, f"{command} --plan, {when}, changed {changed}"
+    return done.stdout, probes(events, PROBED[command] if when != "nothing there" else set())
+
+
+def test_nothing_changes(f):
+    probed = set()
+    for command in COMMANDS:
+        check_nothing_changes(f, command, "nothing there")
+    (f.path / "made").mkdir()
+    for command in COMMANDS:
+        probed |= check_nothing_changes(f, command, "an empty folder there")[1]
+    for command, args in COMMANDS.items():
+        f.run(*args, *(["--keep-state"] if command in ("quantize", "refine") else []))
+    for command in COMMANDS:
+        probed |= check_nothing_changes(f, command, "finished work there")[1]
+    # A result that a killed sweep left: the plan counts it, and leaves it to the next run.
+    out = f.path / "made/sweep"
+    line = (out / "results.jsonl").read_text().splitlines()[0]
+    hash_of = line.split('"hash":"')[1][:16]
+    (out / "cells" / f"{hash_of}.json").write_text(line)
+    (out / "results.jsonl").unlink()
+    plan, more = check_nothing_changes(f, "sweep", "an unlisted result there")
+    plan = plan.splitlines()
+    assert [p.split()[0] for p in plan] == ["done", "to"], plan
+    assert probed | more == set().union(*PROBED.values()), probed
 
 
 if __name__ == "__main__":
-    os.environ.pop("COLUMNS", None)
-    main()
+    harness.main(globals(), Fixture)

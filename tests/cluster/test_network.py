@@ -9,12 +9,13 @@ import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from test_mpi import REFINE, SHORT, Fixture
+HERE = pathlib.Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "cli")]
+import harness
+import test_mpi
+from test_mpi import REFINE, SHORT
 
 ADDRESS = ["10.77.0.1", "10.77.0.2"]
 LOSE = "add table inet t; add chain inet t c { type filter hook input priority 0; }; " \
@@ -26,34 +27,41 @@ exec ip netns exec {space} unshare --uts sh -c 'hostname second && exec sh -c "$
 """
 
 
-def call(*args, space=None):
-    inside = ["ip", "netns", "exec", space] if space else []
-    return subprocess.run([*inside, *args], check=True, capture_output=True, text=True, timeout=60).stdout
+class Fixture(test_mpi.Fixture):
+    def __init__(self, *arguments):
+        missing = [p for p in ("ip", "tc", "nft", "unshare") if not shutil.which(p)]
+        if missing:
+            raise harness.Skip(f"no {', '.join(missing)}")
+        super().__init__(*arguments)
 
 
 class Link:
-    def __init__(self):
-        self.spaces = [f"wkvq-{os.getpid()}-{i}" for i in range(2)]
+    def __init__(self, f):
+        self.f, self.spaces = f, [f"wkvq-{os.getpid()}-{i}" for i in range(2)]
+
+    def call(self, *args, space=None):
+        return self.f.call([*(["ip", "netns", "exec", space] if space else []), *args]).stdout
 
     def open(self):
         for space in self.spaces:
-            call("ip", "netns", "add", space)
+            self.call("ip", "netns", "add", space)
         first, second = self.spaces
-        call("ip", "link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
+        self.call("ip", "link", "add", "eth0", "netns", first, "type", "veth", "peer", "name", "eth0", "netns", second)
         for space, address in zip(self.spaces, ADDRESS):
-            call("ip", "addr", "add", f"{address}/24", "dev", "eth0", space=space)
+            self.call("ip", "addr", "add", f"{address}/24", "dev", "eth0", space=space)
             for device in ("lo", "eth0"):
-                call("ip", "link", "set", device, "up", space=space)
-            call("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1gbit", "burst", "128kb", "latency", "50ms", space=space)
-            call("nft", LOSE, space=space)
+                self.call("ip", "link", "set", device, "up", space=space)
+            self.call("tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1gbit", "burst", "128kb", "latency", "50ms",
+                      space=space)
+            self.call("nft", LOSE, space=space)
 
     def lost(self):
         """Returns the number of packets that each end has lost."""
-        return [int(re.search(r"counter packets (\d+)", call("nft", "list", "ruleset", space=s))[1]) for s in self.spaces]
+        return [int(re.search(r"counter packets (\d+)", self.call("nft", "list", "ruleset", space=s))[1]) for s in self.spaces]
 
     def close(self):
         for space in self.spaces:
-            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+            self.f.call(["ip", "netns", "del", space], want=None)
 
 
 def ranks(f, link, args):
@@ -77,25 +85,17 @@ def compare(f, link):
     assert all(n > 0 for n in lost), lost
 
 
-def main():
-    *paths, build = sys.argv[1:5]
-    missing = [p for p in ("mpirun", "ip", "tc", "nft", "unshare") if not shutil.which(p)]
-    if build == "none" or missing:
-        print("skipped: this build has no MPI" if build == "none" else f"skipped: no {', '.join(missing)}")
-        return 77
-    link = Link()
+def test_two_machines(f):
+    link = Link(f)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                link.open()
-            except subprocess.CalledProcessError as e:
-                print("skipped:", e.stderr.strip() or e)
-                return 77
-            compare(Fixture(*paths, build, folder), link)
+        try:
+            link.open()
+        except AssertionError as e:
+            raise harness.Skip(e) from e
+        compare(f, link)
     finally:
         link.close()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture, arguments=4)

@@ -14,10 +14,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
+import harness
 import processes
 
 os.environ["PATH"] += ":/usr/sbin:/sbin"
@@ -89,11 +89,12 @@ def wait_for(what, condition):
 
 
 class Slurm:
-    """A cluster of two nodes in a folder."""
+    """A cluster of two nodes in the folder of a bench, whose commands find it."""
 
-    def __init__(self, folder):
-        self.folder, self.daemons = pathlib.Path(folder), {}
+    def __init__(self, bench):
+        self.bench, self.folder, self.daemons = bench, bench.path, {}
         self.conf = str(self.folder / "slurm.conf")
+        bench.env = {**os.environ, "SLURM_CONF": self.conf}
 
     def start(self):
         sockets = [socket.socket() for _ in range(3)]
@@ -117,12 +118,10 @@ class Slurm:
 
     def begin(self, name, *args):
         log = open(self.folder / f"{name}.out", "wb")
-        self.daemons[name] = subprocess.Popen(args, stdout=log, stderr=log, env={**os.environ, "SLURM_CONF": self.conf})
+        self.daemons[name] = subprocess.Popen(args, stdout=log, stderr=log, env=self.bench.env)
 
     def call(self, *args, fails=False):
-        done = subprocess.run(args, capture_output=True, text=True, env={**os.environ, "SLURM_CONF": self.conf}, timeout=60)
-        assert fails or done.returncode == 0, (args, done.stderr)
-        return done.stdout
+        return self.bench.call(args, want=None if fails else 0).stdout
 
     def processes(self):
         """Everything that was started under this configuration and still runs, except its daemons."""
@@ -166,24 +165,23 @@ class Slurm:
         return "\n".join(f"== {p.name}\n" + p.read_text(errors="replace")[-3000:] for p in sorted(self.folder.glob("*.log")))
 
 
-class Sweep:
-    def __init__(self, wkvq, demo, folder, slurm):
-        self.wkvq, self.demo, self.path, self.slurm = wkvq, pathlib.Path(demo), pathlib.Path(folder), slurm
+class Fixture(harness.Bench):
+    timeout = 800
+
+    def __init__(self, wkvq, demo, folder):
+        missing = [p for p in PROGRAMS if not shutil.which(p)]
+        if missing or os.geteuid() != 0:
+            raise harness.Skip(f"no {', '.join(missing)}" if missing else "slurmd needs root")
+        super().__init__(wkvq, folder)
+        self.demo, self.slurm = pathlib.Path(demo).resolve(), Slurm(self)
         (self.path / "four.yaml").write_text(SWEEP)
 
-    def run(self, out, *more):
-        args = [self.wkvq, "sweep", "four.yaml", "-m", self.demo, "-d", self.demo / "calibration.txt", "-e",
-                self.demo / "heldout.txt", "-o", out, *more]
-        return self.command(args)
-
-    def command(self, args):
-        done = subprocess.run(args, cwd=self.path, capture_output=True, text=True, timeout=800,
-                              env={**os.environ, "SLURM_CONF": self.slurm.conf})
-        assert done.returncode == 0, (args, done.stderr)
-        return done.stdout
+    def sweep(self, out, *more):
+        return self.run("sweep", "four.yaml", "-m", self.demo, "-d", self.demo / "calibration.txt", "-e",
+                        self.demo / "heldout.txt", "-o", out, *more).stdout
 
     def plan(self, out):
-        return [line.split()[0] for line in self.run(out, "--plan").splitlines()]
+        return [line.split()[0] for line in self.sweep(out, "--plan").splitlines()]
 
     def log(self, out, task):
         (path,) = (self.path / out / "logs").glob(f"*_{task}.log")
@@ -196,20 +194,20 @@ class Sweep:
         same.mkdir(exist_ok=True)
         text = "".join(json.dumps({**r, "seconds": 1.0, "calibrate_seconds": 1.0, "run": {}}) + "\n" for r in rows)
         (same / "results.jsonl").write_text(text)
-        self.command([self.wkvq, "report", same, "-t", "four cells", "-o", self.path / "page.html"])
+        self.run("report", same, "-t", "four cells", "-o", "page.html")
         return len(rows), (self.path / "page.html").read_text()
 
 
-def preempt(slurm, sweep, out):
+def preempt(slurm, f, out):
     """A job of higher priority takes a task's processor on n1. Returns the task."""
     wait_for("state to be saved on n1", lambda: any(
-        "epoch 2/" in sweep.log(out, task) for task in slurm.tasks("n1")))
+        "epoch 2/" in f.log(out, task) for task in slurm.tasks("n1")))
     busy = slurm.tasks("n1")
     slurm.call("sbatch", "-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 2")
 
     def stopped():
         """Tasks that were preempted in a block. One that had not begun a block has nothing to resume."""
-        logs = {task: sweep.log(out, task) for task in busy}
+        logs = {task: f.log(out, task) for task in busy}
         return [task for task, log in logs.items() if "DUE TO PREEMPTION" in log and "stopped in block" in log]
 
     wait_for("preempted task", stopped)
@@ -221,60 +219,51 @@ def epochs(log):
     return [(int(b), int(e)) for b, e in re.findall(r"block (\d+)/\d+, epoch (\d+)/", log)]
 
 
-def check(slurm, sweep):
-    sweep.run("cluster", "--slurm=--chdir=" + str(sweep.path), "--parallel", "3")
+def check(slurm, f):
+    f.sweep("cluster", "--slurm=--chdir=" + str(f.path), "--parallel", "3")
     # The nodes have room for all four tasks, so that only the limit holds the fourth back.
     wait_for("three tasks", lambda: len(slurm.tasks()) >= 3)
     assert "ArrayTaskThrottle=3" in slurm.call("scontrol", "show", "job"), "the limit of --parallel is missing"
     held = slurm.call("squeue", "-h", "-r", "-t", "PENDING", "-o", "%r").split()
     assert len(slurm.tasks()) == 3 and held == ["JobArrayTaskLimit"], (slurm.tasks(), held)
-    preempted = preempt(slurm, sweep, "cluster")
+    preempted = preempt(slurm, f, "cluster")
     print(f"task {preempted} was preempted", flush=True)
 
     def begun():
         """Tasks on n2 that have said which cell they compute."""
-        return [task for task in slurm.tasks("n2") if f"cell {task} of 4" in sweep.log("cluster", task)]
+        return [task for task in slurm.tasks("n2") if f"cell {task} of 4" in f.log("cluster", task)]
 
     wait_for("tasks on n2", begun)
     lost = begun()
     slurm.lose("n2")
     print(f"n2 was lost with tasks {lost}", flush=True)
     while slurm.call("squeue", "-h").strip():
-        words = sweep.plan("cluster")
+        words = f.plan("cluster")
         assert len(words) == 4 and "failed" not in words, words
         if "done" in words:
-            sweep.command([sweep.wkvq, "report", "cluster", "-o", "early.html"])
+            f.run("report", "cluster", "-o", "early.html")
         time.sleep(2)
-    assert sweep.plan("cluster") == ["done"] * 4, slurm.logs()
-    before, after = (epochs(part) for part in sweep.log("cluster", preempted).split("stopped in block", 1))
+    assert f.plan("cluster") == ["done"] * 4, slurm.logs()
+    before, after = (epochs(part) for part in f.log("cluster", preempted).split("stopped in block", 1))
     assert before and after and after[0] > before[-1], (before, after)
     for task in lost:
-        assert sweep.log("cluster", task).count(f"cell {task} of 4") >= 2, sweep.log("cluster", task)
-    assert not list((sweep.path / "cluster" / "cells").iterdir()), "files of cells are left"
+        assert f.log("cluster", task).count(f"cell {task} of 4") >= 2, f.log("cluster", task)
+    assert not list((f.path / "cluster" / "cells").iterdir()), "files of cells are left"
 
 
-def main():
-    missing = [p for p in PROGRAMS if not shutil.which(p)]
-    if missing or os.geteuid() != 0:
-        print("skipped:", f"no {', '.join(missing)}" if missing else "slurmd needs root")
-        return 77
-    wkvq = str(pathlib.Path(sys.argv[1]).resolve())
-    with tempfile.TemporaryDirectory(prefix="wkvq-slurm-") as folder:
-        slurm = Slurm(folder)
-        sweep = Sweep(wkvq, pathlib.Path(sys.argv[2]).resolve(), folder, slurm)
-        try:
-            slurm.start()
-            check(slurm, sweep)
-        except BaseException:
-            print(slurm.logs())
-            raise
-        finally:
-            slurm.stop()
-        sweep.run("alone", "-q")
-        assert sweep.page("cluster") == sweep.page("alone"), "the pages differ"
-        print("ok: four cells, one page")
-    return 0
+def test_one_page(f):
+    """The page of the cluster equals the one that is made without Slurm."""
+    try:
+        f.slurm.start()
+        check(f.slurm, f)
+    except BaseException:
+        print(f.slurm.logs())
+        raise
+    finally:
+        f.slurm.stop()
+    f.sweep("alone", "-q")
+    assert f.page("cluster") == f.page("alone"), "the pages differ"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    harness.main(globals(), Fixture, arguments=2)
