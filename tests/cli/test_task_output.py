@@ -8,6 +8,7 @@ precision, and scores of given answers."""
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,39 @@ def test_other_runs(f):
     (f.path / OUT).rmdir()
 
 
+def test_other_caches(f):
+    """The caches of all engines are W4KV4, but the answers of one are not those of another."""
+    few, keys = ["few.jsonl"], ("--set", "weights.group_size=8")
+    tiny.make_model(f.path / "wide", head_dim=64, num_hidden_layers=2)
+    f.run("convert", "wide", "-o", "wide-packed", "-q", *keys)
+    tiny.make_text(f.path / "text.txt", 40)
+    f.run("calibrate", "wide", "-o", "wide-state", "-q", "--data", "text.txt", *keys, *[
+        w for key in ("samples=2", "seqlen=32", "epochs=1") for w in ("--set", "calibration." + key)])
+    for model in (["wide-packed"], ["wide", "--state", "wide-state"], ["wide", "--simulate", "rtn", *keys]):
+        f.fresh()
+        own, _ = f.bytes(f.zeroshot(*model[1:], files=few, model=model[0]))
+        other = f.zeroshot(*model[1:], "--set", "kv.target=llama.cpp-q4_0", files=few, model=model[0])
+        f.refused(other, "settings" if "rtn" in model else "cache of llama.cpp-q4_0")
+        f.fresh()
+        result, _ = f.bytes(other)
+        assert result["kv_target"] == "llama.cpp-q4_0" and "kv_target" not in own, (own, result)
+        f.refused(f.zeroshot(*model[1:], files=few, model=model[0]), "is of another run")
+    done = subprocess.run([w for w in other if w not in ("--json", "-o", OUT)], cwd=f.path, capture_output=True,
+                          timeout=300)
+    assert b"W4KV4 by simulation, cache of llama.cpp-q4_0, chunk 1, " in done.stdout, done.stdout
+
+
+def test_other_heads(f):
+    """A quantized head is a part of what rounds a checkpoint."""
+    few = ["few.jsonl"]
+    rtn = ["--simulate", "rtn", "--set", "weights.group_size=8", "--set", "kv.group_size=8"]
+    for more in ([], ["--set", "head.bits=4", "--set", "head.group_size=8"]):
+        f.fresh()
+        f.bytes(f.zeroshot(*rtn, *more, files=few))
+        f.refused(f.zeroshot(*rtn, "--set", "head.bits=8", "--set", "head.group_size=8", files=few),
+                  "is of another run")
+
+
 def test_two_at_once(f):
     """A second process on the same output is refused."""
     f.fresh()
@@ -224,6 +258,26 @@ def test_longbench(f):
     done = subprocess.run(longbench(f, "packed", "pred", files=["lcc.jsonl", "lcc.jsonl"]), cwd=f.path,
                           capture_output=True, timeout=300)
     assert done.returncode == 2 and b"two files of --data hold questions of lcc" in done.stderr, done.stderr
+
+
+def test_other_ends(f):
+    """generation_config.json may say where an answer ends, which the checksum of a checkpoint leaves out."""
+    long_files(f)
+    shutil.copytree(f.path / "model", f.path / "ends")
+    f.fresh()
+    _, plain = f.bytes(longbench(f, "ends", OUT))
+    (f.path / "ends/generation_config.json").write_text('{"eos_token_id": 257}')  # that of config.json
+    assert f.bytes(longbench(f, "ends", OUT))[1] == plain
+    preds = "".join(json.loads(line)["pred"] for line in plain.splitlines())
+    end = next(c for c in preds if ord(c) < 128)
+    for ids in ([ord(end)], [257, ord(end), 3]):
+        (f.path / "ends/generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        f.refused(longbench(f, "ends", OUT), ", ends ")
+        f.fresh()
+        _, other = f.bytes(longbench(f, "ends", OUT))
+        assert not any(end in json.loads(line)["pred"] for line in other.splitlines()), other
+    (f.path / "ends/generation_config.json").unlink()
+    f.refused(longbench(f, "ends", OUT), "is of another run")
 
 
 def test_predictions(f):

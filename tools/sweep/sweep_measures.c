@@ -220,6 +220,19 @@ static json_t *task_identity(const char *task, const char *name, uint32_t crc,
                      "ctx", (json_int_t)s->settings.task_ctx);
 }
 
+/* The ids of the tokenizer's files that end an answer stand for themselves, as the model's checksum
+ * leaves them out. */
+static json_t *longbench_identity(const char *name, uint32_t crc, const struct sweep *s)
+{
+    char text[16];
+    const uint32_t ends = longbench_ends_crc(&s->arch, s->tokenizer);
+    json_t *o = task_identity("longbench", name, crc, s);
+    snprintf(text, sizeof(text), "%08" PRIx32, ends);
+    if (ends)
+        json_object_set_new(o, "ends", json_string(text));
+    return o;
+}
+
 static enum err ask_questions(struct sweep *s, struct sweep_run *run, int from)
 {
     const struct sweep_questions *q = &s->questions[from];
@@ -237,7 +250,7 @@ static enum err ask_questions(struct sweep *s, struct sweep_run *run, int from)
         TRY(eval_longbench_crc(&crc, &q->longbench[i]));
         TRY(ask(run, (struct sweep_asked){
                          SWEEP_LONGBENCH, i, from,
-                         task_identity("longbench", q->longbench[i].task->name, crc, s)}));
+                         longbench_identity(q->longbench[i].task->name, crc, s)}));
     }
     if (!answers && s->settings.n_longbench)
         log_warn("cell '%s' has no figures of LongBench: its answers need the packed "

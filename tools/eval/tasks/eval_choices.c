@@ -147,7 +147,7 @@ static enum err open_lines(struct choices *c)
     char *text = NULL;
     const char *path = c->run.e->settings->out;
     if (path)
-        TRY(task_run_text(&text, c->run.e));
+        TRY(task_run_text(&text, c->run.e, 0));
     const enum err err = task_lines_open(&c->run.lines, path, text ? text : "", 17);
     mem_free(text);
     TRY(err);

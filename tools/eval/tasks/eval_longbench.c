@@ -45,15 +45,6 @@ struct bench {
 
 /* --- one answer --------------------------------------------------------------------- */
 
-static bool ends_text(const struct eval *e, int32_t id)
-{
-    const struct arch *a = &e->job->arch;
-    for (int64_t i = 0; i < a->n_eos; i++)
-        if (a->eos[i] == id)
-            return true;
-    return tokenizer_ends(e->job->tokenizer, id);
-}
-
 static enum err read_prompt(struct bench *b, const struct token_ids *p)
 {
     const int64_t n = (int64_t)p->n, chunk = b->e->chunk ? b->e->chunk : n;
@@ -76,7 +67,7 @@ static enum err generate(int64_t *n, struct bench *b, const struct token_ids *pr
     for (*n = 0; *n < most; ++*n) {
         int32_t id;
         TRY(runtime_sample(&id, &greedy, &rng, b->logits, b->e->job->arch.vocab));
-        if (ends_text(b->e, id))
+        if (longbench_ends(&b->e->job->arch, b->e->job->tokenizer, id))
             break;
         b->ids[*n] = id;
         if (*n + 1 < most)
@@ -202,8 +193,9 @@ static enum err open_directory(struct bench *b, const char *dir)
 static enum err open_lines(struct bench *b)
 {
     const char *out = b->e->settings->out;
+    const struct job *j = b->e->job;
     if (out)
-        TRY(task_run_text(&b->run, b->e));
+        TRY(task_run_text(&b->run, b->e, longbench_ends_crc(&j->arch, j->tokenizer)));
     if (out && (file_is_dir(out) || (*out && out[strlen(out) - 1] == '/')))
         return open_directory(b, out);
     TRY(task_lines_open(&b->lines, out, b->run ? b->run : "", 9));

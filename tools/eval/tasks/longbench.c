@@ -2,6 +2,7 @@
 #include "tools/eval/tasks/longbench.h"
 
 #include "data/tokenizer/tok_text.h"
+#include "kernels/base/bytes.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/eval/tasks/task_rows.h"
@@ -319,4 +320,32 @@ enum err longbench_score(double *out, const struct longbench_task *task, struct 
     }
     *out = best;
     return OK;
+}
+
+/* --- where an answer ends ----------------------------------------------------------- */
+
+static bool is_eos(const struct arch *a, int32_t id)
+{
+    for (int64_t i = 0; i < a->n_eos; i++)
+        if (a->eos[i] == id)
+            return true;
+    return false;
+}
+
+bool longbench_ends(const struct arch *a, const struct tokenizer *t, int32_t id)
+{
+    return is_eos(a, id) || tokenizer_ends(t, id);
+}
+
+uint32_t longbench_ends_crc(const struct arch *a, const struct tokenizer *t)
+{
+    uint32_t crc = 0;
+    for (int32_t id = 0; id < a->vocab; id++)
+        if (tokenizer_ends(t, id) && !is_eos(a, id)) {
+            uint8_t bytes[4];
+            for (int i = 0; i < 4; i++)
+                bytes[i] = (uint8_t)((uint32_t)id >> 8 * i);
+            crc = bytes_crc32(crc, bytes, sizeof(bytes));
+        }
+    return crc;
 }

@@ -5,6 +5,7 @@
 #ifndef WKVQ_LONGBENCH_H
 #define WKVQ_LONGBENCH_H
 
+#include "calib/model/arch.h"
 #include "data/json.h"
 #include "data/tokenizer/tokenizer.h"
 #include "tools/eval/tasks/text_score.h"
@@ -72,5 +73,12 @@ enum err longbench_prompt(char **out, const char *format, const json_t *row,
 /* Returns the best score of answer against any of answers, in [0,1]. */
 enum err longbench_score(double *out, const struct longbench_task *task, struct span answer,
                          const json_t *answers);
+
+/* Returns whether id ends an answer: by the model's configuration or by its tokenizer's files. */
+bool longbench_ends(const struct arch *a, const struct tokenizer *t, int32_t id);
+/* Returns the CRC-32 of the ids that end an answer by the tokenizer's files alone, such as those
+ * of generation_config.json, as 32-bit little-endian numbers; 0: none. The configuration's are
+ * covered by the checksum of the model. */
+uint32_t longbench_ends_crc(const struct arch *a, const struct tokenizer *t);
 
 #endif

@@ -24,15 +24,18 @@ static enum err model_crc(uint32_t *crc, const struct eval *e)
     return OK;
 }
 
-/* Adds the keys by which a checkpoint is rounded, as one number. */
+/* Adds the keys by which a checkpoint is rounded, as one number. A head of 16 bits has no keys. */
 static enum err add_rounding(uint32_t *crc, const struct recipe *r)
 {
-    static const char *const part[] = {"weights", "kv", "activations"};
+    static const char *const part[] = {"weights", "kv", "activations", "head"};
     json_t *all;
     enum err err = OK;
     TRY(recipe_json(&all, r, true));
     for (size_t i = 0; i < ARRAY_LEN(part) && !err; i++) {
-        char *text = json_text(json_object_get(all, part[i]), 0);
+        const json_t *keys = json_object_get(all, part[i]);
+        if (!keys)
+            continue;
+        char *text = json_text(keys, 0);
         if (!text)
             err = err_set(ERR_MEMORY, __FILE__, __LINE__, "out of memory for the run");
         else
@@ -67,19 +70,30 @@ static void chunk_text(char *out, size_t n, const struct eval *e)
         snprintf(out, n, "prefill, then chunk 1");
 }
 
-enum err task_run_text(char **out, const struct eval *e)
+/* Writes ", cache of NAME", as all engines' caches of 4 bits are W4KV4; "" for one of wkvq. */
+static void cache_text(char *out, size_t n, const struct eval *e)
 {
-    char text[512], by[64], chunk[48], limit[48] = "all questions";
+    *out = '\0';
+    if (eval_target(e))
+        snprintf(out, n, ", cache of %s", kv_target_name[eval_target(e)]);
+}
+
+enum err task_run_text(char **out, const struct eval *e, uint32_t ends)
+{
+    char text[512], by[64], chunk[48], cache[48], limit[48] = "all questions", end[32] = "";
     uint32_t crc;
     TRY(model_crc(&crc, e));
     TRY(quantized_by(by, sizeof(by), e));
     chunk_text(chunk, sizeof(chunk), e);
+    cache_text(cache, sizeof(cache), e);
     if (e->settings->limit)
         snprintf(limit, sizeof(limit), "limit %" PRId64, e->settings->limit);
+    if (ends)
+        snprintf(end, sizeof(end), ", ends %08" PRIx32, ends);
     snprintf(text, sizeof(text),
-             "model %08" PRIx32 ", %s by %s%s in %s, ctx %" PRId64 ", %s, bos %s, %s", crc,
-             eval_bits_text(e), eval_method(e), by, eval_compute(e), e->ctx, chunk,
-             opt_choice_name(CHOICES_BOS, e->job->recipe.bos), limit);
+             "model %08" PRIx32 ", %s by %s%s in %s%s, ctx %" PRId64 ", %s, bos %s, %s%s",
+             crc, eval_bits_text(e), eval_method(e), by, eval_compute(e), cache, e->ctx,
+             chunk, opt_choice_name(CHOICES_BOS, e->job->recipe.bos), limit, end);
     return mem_strdup(out, text);
 }
 
@@ -97,9 +111,10 @@ enum err task_has_bos(bool *yes, const struct eval *e)
 
 void task_print_model(const struct eval *e, const char *name, bool bos)
 {
-    char chunk[48];
+    char chunk[48], cache[48];
     chunk_text(chunk, sizeof(chunk), e);
-    printf("%s%s by %s, %s, %s\n", name, eval_bits_text(e), eval_method(e), chunk,
+    cache_text(cache, sizeof(cache), e);
+    printf("%s%s by %s%s, %s, %s\n", name, eval_bits_text(e), eval_method(e), cache, chunk,
            bos ? "BOS in front" : "no BOS");
 }
 
@@ -113,6 +128,9 @@ enum err task_add_model(json_t *o, const struct eval *e, bool bos)
                   "kv_bits", kv_bits, "activation_bits", eval_act_bits(e), "ctx",
                   (json_int_t)e->ctx, "chunk", (json_int_t)e->chunk, "bos",
                   opt_choice_name(CHOICES_BOS, e->job->recipe.bos), "bos_in_text", bos);
+    if (model && eval_target(e))
+        json_object_set_new(model, "kv_target",
+                            json_string(kv_target_name[eval_target(e)]));
     const int failed = !model || json_object_update_missing(o, model);
     json_decref(model);
     FAIL_IF(failed, ERR_MEMORY, "out of memory for the result");

@@ -9,12 +9,13 @@
 #include "tools/eval/statistics.h"
 
 /* Makes the text that names the run in its output file: the model's CRC-32, its bits and
- * method, and the settings that decide the result. Reads the whole checkpoint once. The
- * caller releases *out with mem_free(). */
-enum err task_run_text(char **out, const struct eval *e);
+ * method, and the settings that decide the result. ends: longbench_ends_crc(), or 0 where no
+ * answer is generated. Reads the whole checkpoint once. The caller releases *out with
+ * mem_free(). */
+enum err task_run_text(char **out, const struct eval *e, uint32_t ends);
 /* Returns whether texts get a BOS token in front. Requires the job's tokenizer. */
 enum err task_has_bos(bool *yes, const struct eval *e);
-/* Prints bits, method, chunk and BOS as one line. name: "model", padded by the caller. */
+/* Prints bits, method, cache, chunk and BOS as one line. name: "model", padded by the caller. */
 void task_print_model(const struct eval *e, const char *name, bool bos);
 /* Adds the same to a result. ERR_MEMORY. */
 enum err task_add_model(json_t *o, const struct eval *e, bool bos);
