@@ -430,6 +430,49 @@ def test_many_cells(f):
     assert "<figcaption>cell 47<" in text and "<figcaption>cell 48<" not in text
 
 
+def test_errors_that_are_missing(f):
+    """Verification may read fewer tokens than a window keeps, and then no layer of the cache has an error."""
+    missing = {"name": "wide window", "k_cosine": [None] * 3, "v_cosine": [None] * 3}
+    partly = {"name": "one layer", "k_cosine": [None, 0.5, None], "v_cosine": [None, 0.5, None]}
+    damaged = {"name": "one loss", "blocks": [{"start": 1, "best": None, "epochs": [0.5]}]}
+    synthetic(f, "missing", [missing])
+    synthetic(f, "some", [{"name": "all"}, missing, partly, damaged])
+    text, page, said = report(f, out="missing")
+    assert "gnuplot failed" not in said and "Error of the cache by layer" not in text, said
+    text, page, _ = report(f, out="some")
+    (keys, values) = [t for t in page.tables if t[0] == ["Layer"]]
+    assert keys[1][1:] == values[1][1:] == ["all", "one layer", "one loss"], keys
+    assert [row[2] for row in keys[2:]] == ["\u2013", "5.00e-01", "\u2013"], keys
+    assert not any("nan" in cell for t in page.tables for row in t for cell in row), page.tables
+
+
+def test_a_window_without_errors(f):
+    """Such a sweep ends as others do, with its table and its page."""
+    (f.path / "window.yaml").write_text(test_sweep.SWEEP.replace("name: full method", "name: window, set: {kv.window: 300, "
+                                                      "weights.method: rtn, kv.method: token}"))
+    done = f.call(f.command("window", file="window.yaml"))
+    assert "gnuplot failed" not in done.stderr and "\nwindow " in done.stdout, done
+    rows = {r["name"]: r for r in f.rows("window")}
+    assert rows["window"]["k_cosine"] == [None] * 3, rows["window"]
+    text = (f.path / "window/report.html").read_text()
+    assert "<td class=\"set\">window</td>" not in text and "nan" not in "".join(Page(text).words).split()
+
+
+def test_a_gnuplot_that_fails(f):
+    """It costs the pictures, not the page or the sweep."""
+    (f.path / "bin").mkdir()
+    fake = f.path / "bin/gnuplot"
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
+    fake.chmod(0o755)
+    env = {"PATH": f"{f.path / 'bin'}:/usr/bin:/bin"}
+    text, page, said = report(f, env=env)
+    assert "svg" not in page.count and page.count["figure"] == 6 and "No picture: gnuplot failed" in text, page.count
+    assert "gnuplot failed, so the page lacks a picture" in said and page.table("Settings"), said
+    shutil.copytree(f.path / "reference", f.path / "copied")
+    done = f.call(f.command("copied"), env=env)
+    assert "full method" in done.stdout, done
+
+
 def test_a_page_of_the_sweep(f):
     f.reference()
     text = (f.path / "reference/report.html").read_text()

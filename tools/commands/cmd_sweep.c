@@ -209,8 +209,8 @@ static enum err act(struct sweep *s, const struct args *a)
         return sweep_submit(s, a->slurm, a->argc, a->argv);
     }
     TRY(sweep_execute(s));
-    TRY(put_page(s));
-    return print_results(s, a);
+    TRY(print_results(s, a)); /* first, as the page may fail */
+    return put_page(s);
 }
 
 /* Writes the user's command as a shell reads it. Release *out with free(). */

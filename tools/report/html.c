@@ -82,6 +82,16 @@ void html_signed(FILE *f, int digits, double x)
     put_number(f, "%+.*f", digits, x);
 }
 
+void html_scientific(FILE *f, int digits, double x)
+{
+    put_number(f, "%.*e", digits, x);
+}
+
+void html_short(FILE *f, int digits, double x)
+{
+    put_number(f, "%.*g", digits, x);
+}
+
 void html_row_name(FILE *f, const char *text)
 {
     fputs("<th scope=\"row\">", f);
@@ -132,7 +142,12 @@ static void put_svg(FILE *f, const char *width, const char *svg, const char *alt
 void html_figure(FILE *f, const struct html_picture *p)
 {
     fprintf(f, "<figure class=\"%s\">\n", p->narrow ? "both" : "one");
-    put_svg(f, "wide", p->wide, p->alt);
+    if (p->wide)
+        put_svg(f, "wide", p->wide, p->alt);
+    else
+        fputs(
+            "<p class=\"soft\">No picture: gnuplot failed where this page was made.</p>\n",
+            f);
     if (p->narrow)
         put_svg(f, "narrow", p->narrow, p->alt);
     fputs("<figcaption>", f);

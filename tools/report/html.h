@@ -20,6 +20,9 @@ void html_cell(FILE *f, const char *text);
 void html_number(FILE *f, int digits, double x);
 /* Does the same with a sign. */
 void html_signed(FILE *f, int digits, double x);
+/* Do the same with an exponent; with significant digits in whatever form is shorter. */
+void html_scientific(FILE *f, int digits, double x);
+void html_short(FILE *f, int digits, double x);
 /* Writes the <th> that names a row. */
 void html_row_name(FILE *f, const char *text);
 
@@ -35,8 +38,9 @@ void html_fold_end(FILE *f);
 
 /* A picture as SVG. */
 struct html_picture {
-    const char *wide, *narrow; /* narrow: for screens of a phone; NULL: wide, scrolled */
-    const char *alt;           /* what it shows, for who cannot see it */
+    const char *wide;   /* NULL: it could not be drawn, which the page says in its place */
+    const char *narrow; /* for screens of a phone; NULL: wide, scrolled */
+    const char *alt;    /* what it shows, for who cannot see it */
     const char *caption;
 };
 /* Write a <figure>. What stands between belongs to it, such as a folded table. */

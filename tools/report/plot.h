@@ -44,8 +44,9 @@ double plot_y(const struct plot *p, double y);
 void plot_text(struct plot *p, double x, double y, const char *anchor, const char *text);
 /* Draws placed names and the lines from their points. */
 void plot_labels(struct plot *p, const struct label *l, int n);
-/* Runs gnuplot. *svg starts at "<svg"; release it with free(). ERR_IO if gnuplot fails.
- * Releases p whatever the result. */
+/* Runs gnuplot. *svg starts at "<svg"; release it with free(). It is NULL if gnuplot fails, of
+ * which a warning tells: that costs one picture, not the page. Releases p whatever the
+ * result. */
 enum err plot_end(char **svg, struct plot *p);
 void plot_abort(struct plot *p); /* accepts a zeroed one */
 

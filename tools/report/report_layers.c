@@ -28,9 +28,15 @@ static const struct side sides[] = {
      "Error of the values by layer"},
 };
 
+/* A cell has no figure of a layer where verification reads too few tokens for any to leave the
+ * window of full precision. */
 static bool shown(const struct report_row *row, const char *array)
 {
-    return row->kv_bits < 16 && report_figures(row, array) > 0;
+    const int64_t n = report_figures(row, array);
+    for (int64_t i = 0; i < n && row->kv_bits < 16; i++)
+        if (isfinite(report_figure(row, array, i)))
+            return true;
+    return false;
 }
 
 /* Returns 1 - cosine of layer i; NAN if it is missing. Exact values are shown as the least
@@ -171,7 +177,7 @@ static void put_heat_table(FILE *f, const struct report *r, const struct side *s
         for (int i = 0, n = 0; i < r->n && n < CELLS_MAX; i++) {
             if (!shown(&r->row[i], s->array))
                 continue;
-            fprintf(f, "<td class=\"n\">%.2e</td>", error_of(&r->row[i], s->array, l));
+            html_scientific(f, 2, error_of(&r->row[i], s->array, l));
             n++;
         }
         fputs("</tr>\n", f);
@@ -277,9 +283,9 @@ static void put_losses_table(FILE *f, const json_t *blocks)
     html_table(f, "Losses by layer", "<Layer|Start|Best|Epoch of the best");
     json_array_foreach(blocks, b, block)
     {
-        fprintf(f, "<tr><th scope=\"row\">%zu</th><td class=\"n\">%.4g</td>", b,
-                member(block, "start"));
-        fprintf(f, "<td class=\"n\">%.4g</td>", member(block, "best"));
+        fprintf(f, "<tr><th scope=\"row\">%zu</th>", b);
+        html_short(f, 4, member(block, "start"));
+        html_short(f, 4, member(block, "best"));
         html_number(f, 0, member(block, "best_epoch"));
         fputs("</tr>\n", f);
     }
