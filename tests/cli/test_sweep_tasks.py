@@ -161,6 +161,22 @@ def test_limit(f):
     assert all("--limit 5" in c for c in commands[2:]), commands
 
 
+def test_cut(f):
+    """--task-ctx is --ctx by default, and then short windows cost questions their beginning, as is said everywhere."""
+    rows = [{"goal": "x" * n, "sol1": "a", "sol2": "b", "label": 0} for n in (9, 44, 45, 46, 90)]
+    test_tasks.write_rows(f.path / "long.jsonl", rows)
+    cut = sum(len(f"Question: {row['goal']}\nAnswer: a") > 64 for row in rows)
+    done = f.call(f.command("cut", "--zeroshot", "long.jsonl", "--zeroshot", "arc_easy.jsonl"))
+    have = measures(f.rows("cut")[0])
+    assert have["arc_easy"]["cut"] == 0 < have["piqa"]["cut"] == cut < 5, (have["piqa"]["cut"], cut)
+    said = f"long.jsonl: of 5 questions, {cut} lost the beginning to fit --task-ctx 64; give a larger --task-ctx"
+    assert done.stderr.count(said) == 1 and "arc_easy.jsonl: of" not in done.stderr, done.stderr
+    page = (f.path / "cut/report.html").read_text()
+    assert page.count(f"Of 5 questions of piqa, {cut} lost the beginning") == 1
+    f.reference()
+    assert "lost the beginning" not in (f.path / "reference/report.html").read_text()
+
+
 def killed_at(f, out, args, count):
     """Kills a sweep once a cell has `count` measures; returns the results of this cell."""
     process = subprocess.Popen(f.command(out, *args), cwd=f.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

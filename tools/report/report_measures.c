@@ -3,6 +3,7 @@
  * Tables of further texts and of tasks, and what their figures cannot show. */
 #include "data/json.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/report/html.h"
 #include "tools/report/report.h"
 
@@ -204,6 +205,28 @@ static void put_guesses(FILE *f, const struct report *r)
     fputs(n ? ": what quantization costs there cannot be seen." : "", f);
 }
 
+/* Names the sets of which questions were longer than their context. */
+static void put_cuts(FILE *f, const struct report *r)
+{
+    for (int k = 0; k < r->columns.n; k++) {
+        const struct sweep_column *c = &r->columns.item[k];
+        const json_t *worst = NULL;
+        int64_t most = 0;
+        for (int i = 0; c->name && !strcmp(c->key, "acc") && i < r->n; i++) {
+            const json_t *m = sweep_measure_of(r->row[i].json, c->task, c->name);
+            const int64_t cut = json_integer_value(json_object_get(m, "cut"));
+            worst = cut > most ? m : worst;
+            most = cut > most ? cut : most;
+        }
+        if (!worst)
+            continue;
+        const int64_t n = json_integer_value(json_object_get(worst, "n"));
+        fprintf(f, " Of %" PRId64 " question%s of ", n, plural(n));
+        html_text(f, c->name);
+        fprintf(f, ", %" PRId64 " lost the beginning, being longer than --task-ctx.", most);
+    }
+}
+
 static void put_legend(FILE *f, const struct report *r)
 {
     const struct report_measure zeroshot = {REPORT_ZEROSHOT, NULL},
@@ -225,6 +248,7 @@ static void put_legend(FILE *f, const struct report *r)
         fputs(" LongBench's answers are those of the packed runtime; cells that it cannot "
               "run, such as those with keys by channel, have none.",
               f);
+    put_cuts(f, r);
     fputs("</p>\n", f);
 }
 

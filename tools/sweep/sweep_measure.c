@@ -67,11 +67,12 @@ static json_t *zeroshot_json(const struct zeroshot_set *z)
     const bool norm = z->set.normalized;
     zeroshot_reduce(&r, &z->set, z->request);
     return json_pack(
-        "{s:I, s:I, s:f, s:f, s:o, s:o, s:o, s:o, s:o}", "n", (json_int_t)r.n, "rows",
-        (json_int_t)z->set.rows, "chance", chance_of(&z->set), "acc", r.acc, "acc_stderr",
-        json_finite(r.acc_stderr), "acc_norm", norm ? json_real(r.norm) : json_null(),
-        "acc_norm_stderr", norm ? json_finite(r.norm_stderr) : json_null(), "right",
-        right_json(z, false), "right_norm", norm ? right_json(z, true) : json_null());
+        "{s:I, s:I, s:I, s:f, s:f, s:o, s:o, s:o, s:o, s:o}", "n", (json_int_t)r.n, "rows",
+        (json_int_t)z->set.rows, "cut", (json_int_t)r.cut, "chance", chance_of(&z->set),
+        "acc", r.acc, "acc_stderr", json_finite(r.acc_stderr), "acc_norm",
+        norm ? json_real(r.norm) : json_null(), "acc_norm_stderr",
+        norm ? json_finite(r.norm_stderr) : json_null(), "right", right_json(z, false),
+        "right_norm", norm ? right_json(z, true) : json_null());
 }
 
 static enum err measure_zeroshot(json_t **out, struct zeroshot_set *z, struct eval *e,

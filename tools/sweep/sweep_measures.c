@@ -102,6 +102,7 @@ static enum err load_zeroshot(struct sweep_questions *q, const struct sweep *s,
         const int used = labels.used;
         TRY(zeroshot_load(&q->zeroshot[i], e, own->zeroshot[i], &labels));
         q->labels[i] = labels.used > used ? used : -1;
+        zeroshot_warn_cut(&q->zeroshot[i], "--task-ctx", own->task_ctx);
         for (int k = 0; k < i; k++)
             TRY(refuse_twins("zeroshot", own->zeroshot, i, q->zeroshot[i].set.name,
                              q->zeroshot[k].set.name));

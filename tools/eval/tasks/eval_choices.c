@@ -2,7 +2,6 @@
 #include "data/json.h"
 #include "kernels/base/clock.h"
 #include "kernels/base/file/file.h"
-#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/plural.h"
 #include "tools/eval/tasks/eval_tasks.h"
@@ -171,11 +170,7 @@ static enum err measure(struct choices *c)
         part->seconds = clock_s() - start;
         zeroshot_reduce(&part->r, &part->z.set, part->z.request);
         progress_end(p->p);
-        if (part->r.cut)
-            log_warn("%s: of %" PRId64 " question%s, %" PRId64
-                     " lost the beginning to fit --ctx %" PRId64 "; give a larger --ctx",
-                     part->z.path, part->r.n, plural(part->r.n), part->r.cut,
-                     c->run.e->ctx);
+        zeroshot_warn_cut(&part->z, "--ctx", c->run.e->ctx);
         if (!c->run.e->settings->json)
             print_part(part);
     }

@@ -2,7 +2,9 @@
 #include "tools/eval/tasks/zeroshot.h"
 
 #include "kernels/base/bytes.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/eval/tasks/choice_text.h"
 
 #include <inttypes.h>
@@ -218,14 +220,31 @@ static bool is_cut(const struct question *q, const struct request *r)
     return cut;
 }
 
+static int64_t count_cut(const struct question_set *s, const struct request *r)
+{
+    int64_t cut = 0;
+    for (int64_t i = 0; i < s->n; r += s->item[i].n, i++)
+        cut += is_cut(&s->item[i], r);
+    return cut;
+}
+
+void zeroshot_warn_cut(const struct zeroshot_set *z, const char *option, int64_t ctx)
+{
+    const int64_t cut = count_cut(&z->set, z->request);
+    if (cut)
+        log_warn("%s: of %" PRId64 " question%s, %" PRId64
+                 " lost the beginning to fit %s %" PRId64 "; give a larger %s",
+                 z->path, z->set.n, plural(z->set.n), cut, option, ctx, option);
+}
+
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r)
 {
-    int64_t right = 0, right_norm = 0, cut = 0;
+    const int64_t cut = count_cut(s, r);
+    int64_t right = 0, right_norm = 0;
     for (int64_t i = 0; i < s->n; r += s->item[i].n, i++) {
         right += zeroshot_is_right(&s->item[i], r, false);
         right_norm += zeroshot_is_right(&s->item[i], r, true);
-        cut += is_cut(&s->item[i], r);
     }
     const double p = (double)right / (double)s->n, norm = (double)right_norm / (double)s->n;
     *out = (struct zeroshot_result){.n = s->n,

@@ -65,6 +65,8 @@ bool zeroshot_is_right(const struct question *q, const struct request *r, bool p
 enum err zeroshot_load(struct zeroshot_set *z, const struct eval *e, const char *path,
                        struct label_files *labels);
 void zeroshot_free(struct zeroshot_set *z);
+/* Warns if questions of a loaded file were longer than ctx. option: what a user gave as ctx. */
+void zeroshot_warn_cut(const struct zeroshot_set *z, const char *option, int64_t ctx);
 /* Returns the CRC-32 of all questions: their tokens and right choices. */
 uint32_t zeroshot_crc(const struct zeroshot_set *z);
 /* Adds the questions to the output, and takes the likelihoods that it holds already. */
