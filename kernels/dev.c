@@ -30,10 +30,10 @@ void dev_fail(struct dev *d, enum err e, const char *fmt, ...)
 /* The device that dev_register() has added. */
 static struct {
     const char *name;
-    enum err (*fill)(struct dev *d);
+    enum err (*fill)(struct dev *d, int threads);
 } registered;
 
-void dev_register(const char *name, enum err (*fill)(struct dev *d))
+void dev_register(const char *name, enum err (*fill)(struct dev *d, int threads))
 {
     registered.name = name;
     registered.fill = fill;
@@ -42,13 +42,13 @@ void dev_register(const char *name, enum err (*fill)(struct dev *d))
 static enum err fill_by_name(struct dev *d, const struct dev_settings *s)
 {
     if (registered.name && !strcmp(s->name, registered.name))
-        return registered.fill(d);
+        return registered.fill(d, s->threads);
     if (!strcmp(s->name, "ref"))
         return OK;
     if (!strcmp(s->name, "cpu"))
         return cpu_fill(d, s->threads);
     if (!strcmp(s->name, "cuda"))
-        return cuda_fill(d);
+        return cuda_fill(d, s->threads);
     FAIL(ERR_USAGE, "device '%s' is not available; this build has: cpu, ref%s", s->name,
          cuda_built() ? ", cuda" : "");
 }

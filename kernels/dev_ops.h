@@ -175,6 +175,6 @@ enum err cpu_fill(struct dev *d, int threads);
 int64_t cpu_attn_bytes(const struct attn_shape *s, int threads);
 
 /* Makes dev_open() accept one more name, for a device that only tests link. */
-void dev_register(const char *name, enum err (*fill)(struct dev *d));
+void dev_register(const char *name, enum err (*fill)(struct dev *d, int threads));
 
 #endif

@@ -5,6 +5,7 @@
 
 extern "C" {
 #include "kernels/base/mem.h"
+#include "kernels/base/pool.h"
 #include "kernels/cuda/cuda_fill.h"
 }
 
@@ -134,7 +135,7 @@ static void cuda_close(struct dev *d)
     d->priv = nullptr;
 }
 
-static enum err fill(struct dev *d, const char *name)
+static enum err fill(struct dev *d, const char *name, int threads)
 {
     gpu *g = nullptr;
     TRY(mem_calloc(&g, 1, sizeof(*g)));
@@ -162,6 +163,7 @@ static enum err fill(struct dev *d, const char *name)
     fill_attn(&d->ops);
     d->preferred_act = DT_BF16;
     d->queues = true;
+    TRY(pool_open(&d->pool, threads));
     TRY(find_gpu(d));
     TRY(streams_open(d));
     TRY(lib_open(d));
@@ -173,9 +175,9 @@ static enum err fill(struct dev *d, const char *name)
 
 #if defined(__CUDACC__)
 
-extern "C" enum err cuda_fill(struct dev *d)
+extern "C" enum err cuda_fill(struct dev *d, int threads)
 {
-    return cuda_gpu::fill(d, "cuda");
+    return cuda_gpu::fill(d, "cuda", threads);
 }
 
 extern "C" bool cuda_built(void)
@@ -185,10 +187,10 @@ extern "C" bool cuda_built(void)
 
 #else
 
-extern "C" enum err cuda_emu_fill(struct dev *d)
+extern "C" enum err cuda_emu_fill(struct dev *d, int threads)
 {
     emu_card_opened();
-    return cuda_emu::fill(d, "cuda-emu");
+    return cuda_emu::fill(d, "cuda-emu", threads);
 }
 
 #endif

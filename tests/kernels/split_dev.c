@@ -265,11 +265,11 @@ static void split_attn_bwd(struct dev *d, const struct attn_grads *grads,
             recent_key(&g, kv, j);
 }
 
-static enum err split_fill(struct dev *d)
+static enum err split_fill(struct dev *d, int threads)
 {
     const char *of = getenv("SPLIT_OF");
     if (of && !strcmp(of, "cpu"))
-        TRY(cpu_fill(d, 2));
+        TRY(cpu_fill(d, threads));
     whole = d->ops;
     d->ops.name = "split";
     d->ops.attn = split_attn;

@@ -23,6 +23,7 @@ static struct dev *open_dev(const char *name)
     struct dev *d = NULL;
     const struct dev_settings s = {name, 2};
     assert_int_equal(dev_open(&d, &s), OK);
+    assert_int_equal(dev_threads(d), strcmp(name, "ref") ? s.threads : 1);
     return d;
 }
 

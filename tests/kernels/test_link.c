@@ -72,9 +72,9 @@ static bool fake_memory(struct dev *d, uint64_t *free, uint64_t *total)
     return true;
 }
 
-static enum err fill_linked(struct dev *d)
+static enum err fill_linked(struct dev *d, int threads)
 {
-    TRY(cpu_fill(d, 1));
+    TRY(cpu_fill(d, threads));
     d->ops.link = fake_link;
     d->ops.unlink = fake_unlink;
     d->ops.transfer = fake_transfer;
