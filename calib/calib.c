@@ -583,6 +583,7 @@ enum err calib_run(struct dev *d, const struct arch *a, const struct model_sourc
                    int64_t first_block, const struct calib_io *io)
 {
     TRY(check_settings(a, s, first_block));
+    TRY(dev_attn_check(d, a->head_dim));
     TRY(dev_engine_check(d, s->kv.target));
     struct calibration c = {.dev = d,
                             .arch = a,

@@ -446,6 +446,7 @@ enum err sensitivity_measure(struct sensitivity *s, struct dev *d, const struct 
                                     .block = visit_block,
                                     .stop = visit_stop};
     const size_t layers = (size_t)a->n_layers;
+    TRY(dev_attn_check(d, a->head_dim));
     FAIL_IF(a->n_experts, ERR_SUPPORT,
             "the sensitivity of projections is not measured for a mixture of experts; set "
             "weights.mixed by hand");

@@ -294,6 +294,16 @@ static bool looks_like(const struct tensor *x, const struct tensor *q)
     return is_act(x) && same_shape(x, q) && x->dtype == q->dtype;
 }
 
+enum err dev_attn_check(const struct dev *d, int64_t head_dim)
+{
+    const int64_t most = d->most_head_dim;
+    FAIL_IF(most && head_dim > most, ERR_SUPPORT,
+            "heads of %" PRId64 " channels: attention on device %s has at most %" PRId64
+            "; set run.device to cpu",
+            head_dim, d->ops.name, most);
+    return OK;
+}
+
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
                   const struct attn_inputs *in)
 {

@@ -246,6 +246,9 @@ struct attn_inputs {
  * so may sums over the past, or over the queries of one head, before others are added. */
 enum err dev_attn(struct dev *d, const struct tensor *o, const struct tensor *lse,
                   const struct attn_inputs *in);
+/* ERR_SUPPORT if the device has no attention for heads of d channels. A run asks before its work
+ * begins. */
+enum err dev_attn_check(const struct dev *d, int64_t head_dim);
 
 /* Gradients of the loss in the inputs: type and shape as their counterparts. */
 struct attn_grads {

@@ -148,6 +148,7 @@ struct dev {
     enum err failed;            /* sticky */
     struct upload_stage *stage; /* NULL until dev_upload_as() needs it */
     enum dtype preferred_act;
+    int64_t most_head_dim;   /* of attention; 0: any */
     bool widens;             /* dev_widens() */
     bool link_tried, linked; /* with the devices of other ranks */
     bool queues;             /* operations return before their work is done */

@@ -517,6 +517,7 @@ enum err refine_run(struct refine_result *out, struct dev *d, const struct arch 
                        .epoch_of_order = -1};
     bool restored;
     TRY(check(s));
+    TRY(dev_attn_check(d, a->head_dim));
     for (int64_t i = 0; i < a->n_layers; i++)
         TRY(dev_engine_check(d, layers[i].kv.target));
     r.steps = s->epochs * steps_of_epoch(s);

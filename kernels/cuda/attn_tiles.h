@@ -213,10 +213,10 @@ static inline attn_args args_of(const struct attn_inputs *in, const struct tenso
 
 static inline bool attn_supported(struct dev *d, const struct tensor *q)
 {
-    if (q->dim[2] > 128)
-        dev_fail(d, ERR_SUPPORT, "attention with head_dim %lld, at most 128 is supported",
-                 (long long)q->dim[2]);
-    return q->dim[2] <= 128;
+    if (q->dim[2] > ATTN_MOST_HEAD)
+        dev_fail(d, ERR_SUPPORT, "attention with head_dim %lld, at most %d is supported",
+                 (long long)q->dim[2], ATTN_MOST_HEAD);
+    return q->dim[2] <= ATTN_MOST_HEAD;
 }
 
 /* CALL(T, D) with the smallest D >= d that is compiled. BF16 has the head widths of the

@@ -28,6 +28,7 @@ namespace CUDA_NS
 {
 
 constexpr int BLOCK = 256; /* threads of a block, unless a kernel needs another number */
+constexpr int ATTN_MOST_HEAD = 128; /* channels of a head, in attention */
 
 /* Working memory that is kept between calls. An operation owns the slots it uses while it
  * runs. */

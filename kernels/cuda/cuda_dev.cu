@@ -162,6 +162,7 @@ static enum err fill(struct dev *d, const char *name, int threads)
     fill_refine(&d->ops);
     fill_attn(&d->ops);
     d->preferred_act = DT_BF16;
+    d->most_head_dim = ATTN_MOST_HEAD;
     d->queues = true;
     TRY(pool_open(&d->pool, threads));
     TRY(find_gpu(d));

@@ -365,6 +365,18 @@ static void test_failure_says_what_to_do(void **state)
     }
 }
 
+/* A run checks the width of its heads before its work begins. */
+static void test_widths_of_heads(void **state)
+{
+    struct dev *d = open_dev();
+    (void)state;
+    assert_int_equal(dev_attn_check(d, 128), OK);
+    assert_int_equal(dev_attn_check(d, 129), ERR_SUPPORT);
+    assert_non_null(strstr(err_text(), "heads of 129 channels"));
+    err_clear();
+    dev_close(&d);
+}
+
 static int present(void **state)
 {
     emu_card()->major = 9;
@@ -380,6 +392,7 @@ int main(void)
         cmocka_unit_test(test_what_is_not_aligned),
         cmocka_unit_test(test_plans_are_replaced),
         cmocka_unit_test(test_same_bytes_twice),
+        cmocka_unit_test(test_widths_of_heads),
         cmocka_unit_test(test_versions),
         cmocka_unit_test(test_own_kernels),
         cmocka_unit_test(test_configurations),

@@ -423,6 +423,7 @@ static void devices(void **state)
     assert_string_equal(dev_name(d), "cpu");
     assert_int_equal(dev_threads(d), 2);
     assert_true(strlen(dev_about(d)) > 0);
+    assert_int_equal(dev_attn_check(d, 4096), OK);
     dev_close(&d);
     assert_null(d);
 }

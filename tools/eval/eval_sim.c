@@ -79,6 +79,7 @@ enum err eval_sim_open(struct eval_sim *s, struct eval *e)
 {
     const bool quantized = e->artifact || e->state || e->rtn;
     *s = (struct eval_sim){.e = e};
+    TRY(dev_attn_check(e->job->dev, e->job->arch.head_dim));
     TRY(dev_engine_check(e->job->dev, eval_target(e)));
     TRY(rotate_values(e));
     TRY(open_source(s));

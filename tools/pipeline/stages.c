@@ -308,6 +308,7 @@ enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
     *planned = j->options.plan;
     TRY(adopt_from_state(j, state_dir));
     TRY(job_open_device(j));
+    TRY(dev_attn_check(j->dev, j->arch.head_dim));
     TRY(dev_engine_check(j->dev, recipe_kv_spec(&j->recipe).target));
     TRY(preflight_resources(&plan, j, state_dir));
     if (!*planned)
