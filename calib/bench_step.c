@@ -92,7 +92,8 @@ static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
     TRY(fill(b));
     TRY(src->block(src->ctx, 0, &block));
     TRY(fakequant_load(&b->f, &block, 0));
-    TRY(share_link(&b->share, d, fakequant_gradients_most(&b->arch, s)));
+    TRY(share_link(&b->share, d, fakequant_gradients_most(&b->arch, s),
+                   block_later_bytes(&b->arch, s->seqlen, s->act)));
     TRY(choose_steps(b));
     return fakequant_start(&b->f, NULL, NULL, NULL, NULL, NULL);
 }

@@ -122,7 +122,8 @@ static enum err open_calibration(struct calibration *c)
     c->n_targets = c->s->crr_terms == TERMS_ALL ? c->recon.depth + 1 : 1;
     TRY(late_open(c));
     TRY(open_streams(c));
-    return share_link(&c->share, c->dev, fakequant_gradients_most(c->arch, c->s));
+    return share_link(&c->share, c->dev, fakequant_gradients_most(c->arch, c->s),
+                      block_later_bytes(c->arch, c->s->seqlen, c->s->act));
 }
 
 static void close_calibration(struct calibration *c)

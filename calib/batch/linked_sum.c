@@ -13,7 +13,7 @@ static size_t bytes_of(int64_t floats)
 }
 
 enum err linked_open(struct linked_sum *s, const struct share *h, struct dev *d,
-                     int64_t floats, bool *made)
+                     int64_t floats, uint64_t reserve, bool *made)
 {
     const int64_t own = h->to - h->from;
     const int64_t slice = floats < SLICE_FLOATS ? floats : SLICE_FLOATS;
@@ -23,8 +23,10 @@ enum err linked_open(struct linked_sum *s, const struct share *h, struct dev *d,
     void *memory = NULL;
     *s = (struct linked_sum){0};
     *made = false;
-    /* What the device's operations still allocate for themselves must also fit. */
-    if (dev_memory(d, &free_bytes, &total) && bytes_of(all) > free_bytes / 2)
+    /* Beside what is known there are libraries' own buffers, a graph's nodes and fragments: half of
+     * the rest stays free for them. */
+    if (dev_memory(d, &free_bytes, &total) &&
+        (free_bytes < reserve || bytes_of(all) > (free_bytes - reserve) / 2))
         return OK;
     const enum err err = dev_alloc(d, &memory, bytes_of(all));
     if (err == ERR_MEMORY)

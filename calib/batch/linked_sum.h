@@ -24,9 +24,10 @@ typedef enum err slice_put(struct dev *d, float *to, const float *from, int64_t 
 enum err share_place(struct dev *d, const struct tensor *const *to, int tensors,
                      const struct slice *x, slice_put *put);
 
-/* Makes room on d for gradients of `floats` numbers. *made = false: there is none. ERR_DEVICE. */
+/* Makes room on d for gradients of `floats` numbers, in half of what is free beyond `reserve`
+ * bytes. *made = false: there is none. ERR_DEVICE. */
 enum err linked_open(struct linked_sum *s, const struct share *h, struct dev *d,
-                     int64_t floats, bool *made);
+                     int64_t floats, uint64_t reserve, bool *made);
 void linked_close(struct linked_sum *s); /* accepts a zeroed one */
 /* As share_keep() and share_sum(). ERR_SHAPE if the gradients are larger than was said. */
 enum err linked_keep(struct share *h, const struct tensor *const *grad, int n, int64_t k);

@@ -173,12 +173,12 @@ static enum err make_room(struct share *h, int64_t floats)
     return OK;
 }
 
-enum err share_link(struct share *h, struct dev *d, int64_t floats)
+enum err share_link(struct share *h, struct dev *d, int64_t floats, uint64_t reserve)
 {
     bool made;
     if (!h->ranks || !dev_linked(d) || !floats)
         return OK;
-    TRY(linked_open(&h->linked, h, d, floats, &made));
+    TRY(linked_open(&h->linked, h, d, floats, reserve, &made));
     if (!share_any(h, !made))
         return OK;
     linked_close(&h->linked);

@@ -68,9 +68,10 @@ enum err share_add(struct share *h, double *sum, const double *x, int64_t n, int
 bool share_any(const struct share *h, bool yes);
 
 /* If d is linked with the devices of all ranks, and each has memory for it, gradients of up to
- * `floats` numbers of a sample stay on d from now on. Else they pass through host memory. Every
- * rank calls it, before the first step. ERR_DEVICE. */
-enum err share_link(struct share *h, struct dev *d, int64_t floats);
+ * `floats` numbers of a sample stay on d from now on. Else they pass through host memory. `reserve`
+ * bytes of d are left free, which its operations allocate later. Every rank calls it, before the
+ * first step. ERR_DEVICE. */
+enum err share_link(struct share *h, struct dev *d, int64_t floats, uint64_t reserve);
 /* Keeps the gradients of sample k of a step, n F32 tensors on d; NULL: none. For several ranks
  * alone. ERR_MEMORY, ERR_DEVICE. */
 enum err share_keep(struct share *h, struct dev *d, const struct tensor *const *grad, int n,

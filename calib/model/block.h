@@ -101,6 +101,9 @@ size_t block_scratch_bytes(const struct arch *a, int64_t T, enum dtype act);
 /* Returns an upper bound of what attention allocates inside a device: the cpu device with that many
  * threads, or a GPU with cpu_threads 0. */
 size_t block_inside_bytes(const struct arch *a, int64_t T, enum dtype act, int cpu_threads);
+/* Returns an upper bound of what a GPU with memory of its own allocates after all buffers: inside
+ * attention, and for uploads. */
+size_t block_later_bytes(const struct arch *a, int64_t T, enum dtype act);
 /* Returns the most that a product of a block takes where BF16 operands are widened to F32 first. */
 size_t block_widened_bytes(const struct arch *a, int64_t T);
 

@@ -157,6 +157,11 @@ size_t block_inside_bytes(const struct arch *a, int64_t T, enum dtype act, int c
     return (size_t)attn_inside_bytes(&s, cpu_threads);
 }
 
+size_t block_later_bytes(const struct arch *a, int64_t T, enum dtype act)
+{
+    return block_inside_bytes(a, T, act, 0) + DEV_UPLOAD_BYTES;
+}
+
 /* Forward widens x [T,in], W [out,in] and y [T,out], and backward the same shapes. Each expert has
  * products of its own, of T tokens at most. */
 size_t block_widened_bytes(const struct arch *a, int64_t T)

@@ -424,7 +424,8 @@ static enum err open_run(struct refine *r, const struct block_quant *layers)
     TRY(distiller_open(&r->distill, r->dev, r->arch, r->served, source_full(r->src), T,
                        r->s->act));
     TRY(open_teacher(r));
-    return share_link(&r->share, r->dev, student_gradients_most(&r->st));
+    return share_link(&r->share, r->dev, student_gradients_most(&r->st),
+                      block_later_bytes(r->arch, T, r->s->act));
 }
 
 static void close_run(struct refine *r)

@@ -20,7 +20,8 @@
 
 static _Thread_local const struct ranks *linked_to;
 static _Thread_local int transfers;
-static bool short_of_memory; /* the last rank's device is */
+static uint64_t free_of_last = UINT64_MAX; /* of the last rank's device */
+static uint64_t reserve;
 
 static bool fake_link(struct dev *d, const struct ranks *r, char *about)
 {
@@ -66,8 +67,7 @@ static void fake_transfer(struct dev *d, float *const *to, const int64_t *to_n,
 
 static bool fake_memory(struct dev *d, uint64_t *free, uint64_t *total)
 {
-    const bool is_short = short_of_memory && linked_to->rank == linked_to->size - 1;
-    *free = is_short ? 1 : UINT64_MAX;
+    *free = linked_to->rank == linked_to->size - 1 ? free_of_last : UINT64_MAX;
     *total = *free;
     return true;
 }
@@ -136,7 +136,7 @@ static void work(void *ctx, const struct ranks *me)
     assert_int_equal(mem_alloc(&s->sum, (size_t)n, sizeof(*s->sum)), OK);
     views(t, at, s);
     dev_link(d, me, about);
-    assert_int_equal(share_link(&h, d, n), OK);
+    assert_int_equal(share_link(&h, d, n, reserve), OK);
     s->linked = h.linked.dev;
     for (int64_t k = h.from; k < h.to && k < s->samples; k++) {
         draw(s->sum, n, k);
@@ -202,10 +202,24 @@ static void test_slices(void **state)
 static void test_too_little_memory(void **state)
 {
     static const int64_t floats[TENSORS] = {5, 0, 130};
-    short_of_memory = true;
+    free_of_last = 1;
     for (int n = 2; n <= RANKS_MOST; n++)
         check_step("linked", n, floats, BATCH, false);
-    short_of_memory = false;
+    free_of_last = UINT64_MAX;
+}
+
+/* Gradients leave free what the device allocates later. */
+static void test_reserve(void **state)
+{
+    static const int64_t floats[TENSORS] = {5, 0, 130};
+    free_of_last = 1 << 20;
+    check_step("linked", 2, floats, BATCH, true);
+    reserve = free_of_last - 16;
+    check_step("linked", 2, floats, BATCH, false);
+    reserve = free_of_last + 1;
+    check_step("linked", 2, floats, BATCH, false);
+    reserve = 0;
+    free_of_last = UINT64_MAX;
 }
 
 static void test_refused(void **state)
@@ -222,7 +236,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sums_in_order), cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_too_little_memory), cmocka_unit_test(test_refused)};
+        cmocka_unit_test(test_too_little_memory), cmocka_unit_test(test_reserve),
+        cmocka_unit_test(test_refused)};
     log_set_level(LOG_ERROR);
     dev_register("linked", fill_linked);
     return cmocka_run_group_tests(tests, NULL, NULL);
