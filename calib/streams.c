@@ -52,7 +52,7 @@ static enum err open_slots(struct stream *st, bool own)
         struct stream_slot *slot = &st->slot[i];
         slot->x = tensor_2d((char *)st->slots + (size_t)i * sample_bytes(st), st->act,
                             st->T, st->D);
-        slot->sample = -1;
+        slot->sample = slot->loaded = -1;
         if (own && !st->locked)
             TRY(dev_host_alloc(st->dev, &slot->locked, sample_bytes(st)));
     }
@@ -101,16 +101,25 @@ static void *sample_at(const struct stream *st, int64_t i)
     return (char *)st->data + (size_t)i * sample_bytes(st);
 }
 
+/* Copies sample i to page-locked memory, if its copy to the device begins there. */
+static enum err load(struct stream *st, int64_t i)
+{
+    struct stream_slot *slot = &st->slot[i % 2];
+    if (!slot->locked || slot->loaded == i)
+        return OK;
+    TRY(dev_copy_sync(st->dev)); /* its last copy may still read it */
+    memcpy(slot->locked, sample_at(st, i), sample_bytes(st));
+    slot->loaded = i;
+    return OK;
+}
+
 /* Queues the copy of sample i into its slot. */
 static enum err fetch(struct stream *st, int64_t i)
 {
     struct stream_slot *slot = &st->slot[i % 2];
-    const void *from = sample_at(st, i);
-    if (slot->locked) {
-        TRY(dev_copy_sync(st->dev)); /* its last copy may still read it */
-        memcpy(slot->locked, from, sample_bytes(st));
-        from = slot->locked;
-    }
+    TRY(load(st, i));
+    const void *from = slot->locked ? slot->locked : sample_at(st, i);
+    slot->loaded = -1; /* the next time its data may be others */
     slot->sample = -1;
     TRY(dev_copy_in(st->dev, slot->x.data, from, sample_bytes(st)));
     slot->sample = i;
@@ -119,11 +128,20 @@ static enum err fetch(struct stream *st, int64_t i)
     return OK;
 }
 
+/* Returns whether sample i exists and has a slot that it is not in. */
+static bool is_away(const struct stream *st, int64_t i)
+{
+    return st->place != STREAM_DEVICE && i < st->samples && st->slot[i % 2].sample != i;
+}
+
+enum err stream_load(struct stream *st, int64_t i)
+{
+    return is_away(st, i) ? load(st, i) : OK;
+}
+
 enum err stream_prefetch(struct stream *st, int64_t i)
 {
-    if (st->place == STREAM_DEVICE || i >= st->samples || st->slot[i % 2].sample == i)
-        return OK;
-    return fetch(st, i);
+    return is_away(st, i) ? fetch(st, i) : OK;
 }
 
 enum err stream_stage(struct stream *st, struct tensor *x, int64_t i)

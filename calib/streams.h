@@ -20,6 +20,7 @@ struct stream_slot {
     struct tensor x; /* [T,D] act */
     void *
         locked; /* page-locked staging memory if data is not: asynchronous copies need it */
+    int64_t loaded; /* the sample in `locked` that no copy has been queued for, -1: none */
     int64_t sample; /* in the slot, -1: none */
     bool arriving;  /* queued copy to the device that no operation waits for yet */
     bool leaving;   /* queued copy to the host */
@@ -47,6 +48,10 @@ enum err stream_open(struct stream *st, const struct calib_io *io, struct dev *d
                      const struct arch *a, const struct calib_settings *s, const char *name,
                      enum stream_place place);
 void stream_close(struct stream *st); /* accepts a zeroed or half-built one */
+/* Does the host's part of stream_prefetch(), where there is one. It waits for the copies that are
+ * queued; so before the prefetch of several streams it is called for each of them, since a copy
+ * that is queued waits for what is computed. */
+enum err stream_load(struct stream *st, int64_t i);
 /* Starts copying sample i to the device while it computes; nothing if there is no sample i.
  * Operations already queued may still use sample i - 2. */
 enum err stream_prefetch(struct stream *st, int64_t i);

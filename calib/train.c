@@ -60,6 +60,9 @@ static enum err stage_target(void *ctx, struct tensor *t, int64_t j)
 
 enum err calib_prefetch_sample(struct calibration *c, int64_t at)
 {
+    TRY(stream_load(&c->x, at));
+    for (int64_t j = 0; j < c->n_targets; j++)
+        TRY(stream_load(&c->target[j], at));
     TRY(stream_prefetch(&c->x, at));
     for (int64_t j = 0; j < c->n_targets; j++)
         TRY(stream_prefetch(&c->target[j], at));
