@@ -150,6 +150,24 @@ def test_the_finding(f):
     assert "All others are worse by more than two standard errors." in report(f, out="finding2")[0]
 
 
+def test_a_failed_verification(f):
+    """The finding and the claims are of other cells, and the page says so."""
+    bad = {"name": "bad", "verified": False} | losses(1.0, 1.1, 1.2, 1.3)
+    rows = [{"name": "worse"} | losses(2.3, 2.4, 2.5, 2.65), {"name": "good"} | losses(2.1, 2.2, 2.3, 2.4)]
+    claims = [claim("better", "bad", "good"), claim("than", "good", "bad"), claim("good", "good", "worse")]
+    synthetic(f, "faults", [bad, *rows], {"cells": ["bad", "worse", "good"], "claims": claims})
+    _, page, _ = report(f, out="faults")
+    words = "".join(page.words)
+    assert "Of 2 cells with weights and cache quantized, good has the lowest perplexity, 9.488." in words, words[:600]
+    assert "Left out of finding and claims, because the verification failed: bad." in words, words[:600]
+    assert page.table("Settings")["bad"]["Verified"] == "FAILED"
+    table = next(t for t in page.tables if t[0][0] == "Claim")[1:]
+    assert [row[1].split(" ", 1)[-1] for row in table] == ["measured", "measured", "held"], table
+    # with no other cell of both, the finding is about those that have either
+    synthetic(f, "faults2", [bad, rows[0] | {"kv_bits": 16}])
+    assert "worse has a perplexity of" in "".join(report(f, out="faults2")[1].words)
+
+
 def claim(text, better, *than, by="perplexity"):
     return {"claim": text, "better": better, "than": list(than), "by": by, "line": 1}
 

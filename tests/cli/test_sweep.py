@@ -548,6 +548,32 @@ def test_twins(f):
     assert f.call(f.command("twins", "--print-cells", file="twins.yaml")).stdout == ""
 
 
+def test_a_failed_verification(f):
+    """Such a cell is listed and marked, the others run, and every command that has it ends with status 3."""
+    (f.path / "twins.yaml").write_text(TWINS)
+    f.call(f.command("unverified", file="twins.yaml"))
+    first, bad = f.rows("unverified")
+    bad |= {"verified": False, "verify": bad["verify"] | {"first_difference": "layer 0: q_proj differs"}}
+    (f.path / "unverified/results.jsonl").write_text(json.dumps(bad) + "\n")
+    done = f.call(f.command("unverified", file="twins.yaml"), want=3)
+    assert "cell 1 of 3: A" in done.stderr and "cell 3 of 3" not in done.stderr, done.stderr
+    assert "wkvq sweep: cell 'C': verification failed: layer 0: q_proj differs\nDo not use" in done.stderr, done.stderr
+    assert "report.html: the page" in done.stderr and figures(f.rows("unverified")[0]) == figures(first)
+    marked = [line[:32].strip() for line in done.stdout.splitlines() if line.endswith("  verification FAILED")]
+    assert marked == ["C"] and len(done.stdout.splitlines()) == 4, done.stdout
+    with open(f.path / "unverified/results.csv", newline="") as file:
+        assert [t["verified"] for t in csv.DictReader(file)] == ["yes", "no"]
+    plan = json.loads(f.call(f.command("unverified", "--plan", "--json", file="twins.yaml")).stdout)
+    assert [(c["status"], c["message"]) for c in plan] == [
+        ("done", None), ("done", None), ("failed", "verification failed: layer 0: q_proj differs")], plan
+    said = f.call(f.command("unverified", "--cell", "3", file="twins.yaml"), want=3).stderr
+    assert "cell 'C': verification failed: " in said, said
+    f.call(f.command("unverified", "--cell", "1", file="twins.yaml"))
+    (f.path / "unverified/results.jsonl").write_text(json.dumps(bad | {"hash": first["hash"], "identity": first["identity"]}) + "\n" + json.dumps(bad) + "\n")
+    said = f.call(f.command("unverified", file="twins.yaml"), want=3).stderr
+    assert "3 cells failed their verification; cell 'A': verification failed: " in said, said
+
+
 def test_the_record_of_single_cells(f):
     """Tasks keep the record of a run of the same cells, with its command, and replace that of another."""
     (f.path / "twins.yaml").write_text(TWINS)

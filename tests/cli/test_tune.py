@@ -54,6 +54,17 @@ def by_bits(f):
             "--set", "calibration.samples=99", "--set", "refine.samples=7", "--set", "refine.seqlen=32", *TUNE]
 
 
+def refuse_unverified(f, command, name):
+    """A trial whose artifact is wrong is no trial, even if it is the best."""
+    path = f.path / "b.yaml.work/results.jsonl"
+    kept = path.read_text()
+    rows = [r | {"verified": False} if r["name"] == name else r for r in map(json.loads, kept.splitlines())]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = f.call(command, want=3)
+    assert f"cell '{name}': verification failed" in done.stderr and not done.stdout, done.stderr
+    path.write_text(kept)
+
+
 def test_tune_by_bits(f):
     shutil.rmtree(f.path / "b.yaml.work", ignore_errors=True)
     command = by_bits(f)
@@ -74,6 +85,7 @@ def test_tune_by_bits(f):
     again = f.call(command)
     assert again.stdout == done.stdout and "cell 1 of" not in again.stderr
     assert "estimating the loss of each format" not in again.stderr  # the pass is not made twice
+    refuse_unverified(f, command, best[0]["name"])
     alone = json.loads(f.call([c for c in command if c != "--per-kind"] + ["--uniform"]).stdout)
     assert [t["name"] for t in alone] == [t["name"] for t in trials if not t["weights_mixed"] and not t["kv_mixed"]]
 

@@ -96,9 +96,10 @@ static void print_row(const json_t *row)
     printf(" %7.3f %7.3f", json_number_value(json_object_get(row, "weight_bits")),
            json_number_value(json_object_get(row, "kv_bits")));
     if (json_is_number(bytes))
-        printf(" %9.1f\n", 1e-6 * json_number_value(bytes));
+        printf(" %9.1f", 1e-6 * json_number_value(bytes));
     else
-        printf(" %9s\n", "simulated");
+        printf(" %9s", "simulated");
+    puts(sweep_fault_of(row) ? "  verification FAILED" : "");
 }
 
 static void print_table(const json_t *rows)
@@ -210,7 +211,8 @@ static enum err act(struct sweep *s, const struct args *a)
     }
     TRY(sweep_execute(s));
     TRY(print_results(s, a)); /* first, as the page may fail */
-    return put_page(s);
+    TRY(put_page(s));
+    return sweep_check_verified(s);
 }
 
 /* Writes the user's command as a shell reads it. Release *out with free(). */

@@ -37,12 +37,13 @@ struct claims {
     int n, n_claims; /* judgements; claims of the file */
 };
 
+/* A cell whose verification failed proves nothing. */
 static const struct report_row *find(const struct report *r, const json_t *name)
 {
     const char *text = json_string_value(name);
     for (int i = 0; text && i < r->n; i++)
         if (!strcmp(r->row[i].name, text))
-            return &r->row[i];
+            return sweep_fault_of(r->row[i].json) ? NULL : &r->row[i];
     return NULL;
 }
 

@@ -40,12 +40,15 @@ enum err report_title(char **out, const struct report *r, const char *dir)
 /* --- the finding -------------------------------------------------------------------- */
 
 /* Returns whether the finding is about a cell: those with weights and cache quantized, or,
- * without any, those with either. */
+ * without any, those with either. An artifact that differs from its calibration proves nothing. */
 static bool counts(const struct report *r, const struct report_row *row)
 {
     bool both = false;
+    if (sweep_fault_of(row->json))
+        return false;
     for (int i = 0; i < r->n; i++)
-        both |= r->row[i].weight_bits < 16 && r->row[i].kv_bits < 16;
+        both |= r->row[i].weight_bits < 16 && r->row[i].kv_bits < 16 &&
+                !sweep_fault_of(r->row[i].json);
     return both ? row->weight_bits < 16 && row->kv_bits < 16 : report_quantized(row);
 }
 
@@ -113,7 +116,22 @@ static void put_equals(FILE *f, const struct report *r, const struct report_row 
               f);
 }
 
-void report_finding(FILE *f, const struct report *r)
+/* Names the cells that the finding leaves out. */
+static void put_faults(FILE *f, const struct report *r)
+{
+    int n = 0;
+    for (int i = 0; i < r->n; i++) {
+        if (!sweep_fault_of(r->row[i].json))
+            continue;
+        fputs(n++ ? ", "
+                  : "<p>Left out of finding and claims, because the verification failed: ",
+              f);
+        put_name(f, &r->row[i]);
+    }
+    fputs(n ? ".</p>\n" : "", f);
+}
+
+static void put_finding(FILE *f, const struct report *r)
 {
     int n;
     const struct report_row *best = best_of(&n, r);
@@ -133,6 +151,12 @@ void report_finding(FILE *f, const struct report *r)
     fputs(".</p>\n", f);
     if (n > 1)
         put_equals(f, r, best, n);
+}
+
+void report_finding(FILE *f, const struct report *r)
+{
+    put_finding(f, r);
+    put_faults(f, r);
 }
 
 /* --- what was run ------------------------------------------------------------------- */

@@ -165,13 +165,15 @@ int64_t sweep_cell_threads(const struct sweep *s, const struct recipe *r);
 
 /* Runs all cells without a result, up to s->parallel at the same time. A failed cell keeps
  * its state and does not stop the others. At the end the first failure is returned, with
- * the number of failures. */
+ * the number of failures. A cell whose verification fails has a result, and is no failure here. */
 enum err sweep_execute(struct sweep *s);
+/* ERR_VERIFY: the verification of a cell that is not skipped has failed, in this run or earlier. */
+enum err sweep_check_verified(const struct sweep *s);
 
 /* Runs cell i in this process, unless it is done or a twin, and lists its result. For
  * settings.share: other processes may run other cells. ERR_USAGE: another process has worked on
- * this cell for two minutes. ERR_STOPPED: a signal interrupted it; the state is kept. Takes
- * ownership of the texts of s. */
+ * this cell for two minutes. ERR_STOPPED: a signal interrupted it; the state is kept. ERR_VERIFY:
+ * its verification has failed, and its result is listed. Takes ownership of the texts of s. */
 enum err sweep_execute_cell(struct sweep *s, int i);
 
 /* Runs one cell in a process that does nothing else. Takes ownership of the texts of s.
@@ -208,7 +210,8 @@ enum err sweep_command_measure(char **out, const struct sweep *s,
 enum err sweep_command_replace(json_t *row, const char *old, const char *one);
 
 /* Prints a line per cell: whether it is done, begun, failed or to do, its hash and name. One that
- * is not done has its finished blocks and further measures, if any, and its failure's message. */
+ * is not done has its finished blocks and further measures, if any, and its failure's message. One
+ * whose verification failed has a result, but counts as failed. */
 enum err sweep_print_plan(const struct sweep *s);
 /* Prints the number, hash and name of each cell that is to be run, separated by tabs. Numbers
  * count the cells of the file from 1. */

@@ -39,6 +39,9 @@ void sweep_columns_free(struct sweep_columns *c);
 struct estimate sweep_column_value(const struct sweep_columns *c, int i, const json_t *row);
 /* Writes results.csv: a line for each row, with its measures behind its own figures. */
 enum err sweep_columns_csv(const char *path, const json_t *rows);
+/* Returns what the verification of a row's artifact found to differ, borrowed; NULL if it passed,
+ * or there was nothing to verify. */
+const char *sweep_fault_of(const json_t *row);
 /* Returns a row's measure, borrowed; NULL if it has none. */
 const json_t *sweep_measure_of(const json_t *row, const char *task, const char *name);
 

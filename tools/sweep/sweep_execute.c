@@ -9,6 +9,7 @@
 #include "tools/cli/child.h"
 #include "tools/cli/stop.h"
 #include "tools/sweep/sweep.h"
+#include "tools/sweep/sweep_columns.h"
 #include "tools/sweep/sweep_gpus.h"
 #include "tools/sweep/sweep_record.h"
 #include "tools/sweep/sweep_results.h"
@@ -272,6 +273,29 @@ static enum err outcome(const struct crew *c)
     return c->first;
 }
 
+static enum err check_verified(const struct sweep *s, int i)
+{
+    const char *fault = sweep_fault_of(sweep_results_find(s, &s->run[i]));
+    FAIL_IF(fault, ERR_VERIFY, "cell '%s': verification failed: %s", s->plan.cell[i].name,
+            fault);
+    return OK;
+}
+
+enum err sweep_check_verified(const struct sweep *s)
+{
+    int n = 0, first = 0;
+    for (int i = s->plan.n_cells - 1; i >= 0; i--)
+        if (!s->run[i].skip && check_verified(s, i)) {
+            n++;
+            first = i;
+        }
+    err_clear();
+    if (!n)
+        return OK;
+    const enum err err = check_verified(s, first);
+    return n > 1 ? err_add(err, "%d cells failed their verification; ", n) : err;
+}
+
 enum err sweep_execute(struct sweep *s)
 {
     struct crew c = {.s = s};
@@ -325,7 +349,7 @@ enum err sweep_execute_cell(struct sweep *s, int i)
     const int twin = sweep_twin(s, i);
     if (s->run[i].done) {
         log_info("cell %d, '%s', is done", i + 1, name);
-        return OK;
+        return check_verified(s, i);
     }
     if (twin >= 0) {
         log_info("cell %d, '%s', has no run of its own: its result is that of cell %d",
@@ -336,5 +360,5 @@ enum err sweep_execute_cell(struct sweep *s, int i)
     if (!err)
         err = work_alone(s, i);
     lock_release(&l);
-    return err ? err_add(err, "cell '%s': ", name) : OK;
+    return err ? err_add(err, "cell '%s': ", name) : check_verified(s, i);
 }

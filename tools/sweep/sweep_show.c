@@ -6,6 +6,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
 #include "tools/state/state.h"
+#include "tools/sweep/sweep_columns.h"
 #include "tools/sweep/sweep_measures.h"
 #include "tools/sweep/sweep_results.h"
 
@@ -14,6 +15,7 @@
 #include <string.h>
 
 #define MESSAGE_MAX 4096
+#define VERIFY_FAILED "verification failed: "
 
 static enum err exists(bool *yes, const struct sweep *s, const struct sweep_run *run,
                        const char *suffix)
@@ -83,6 +85,18 @@ static enum err read_message(struct progress *p, const struct sweep *s,
     return err;
 }
 
+/* A cell with a result is not run again, even if its artifact is not to be used. */
+static enum err read_verdict(struct progress *p, const struct sweep *s,
+                             const struct sweep_run *run)
+{
+    const char *fault = sweep_fault_of(sweep_results_find(s, run));
+    if (!fault)
+        return OK;
+    p->status = "failed";
+    TRY(text_add(&p->message, VERIFY_FAILED, sizeof(VERIFY_FAILED) - 1));
+    return text_add(&p->message, fault, strlen(fault) + 1);
+}
+
 /* Reads how far a cell is. Release p->message whatever the result. */
 static enum err read_progress(struct progress *p, const struct sweep *s,
                               const struct sweep_run *run)
@@ -90,7 +104,7 @@ static enum err read_progress(struct progress *p, const struct sweep *s,
     bool failed, begun;
     *p = (struct progress){.status = "done", .measures = -1};
     if (run->done)
-        return OK;
+        return read_verdict(p, s, run);
     TRY(exists(&failed, s, run, ".failed"));
     TRY(exists(&begun, s, run, ".lock"));
     p->status = failed ? "failed" : begun ? "begun" : "to do";

@@ -84,7 +84,8 @@ enum err tune_try(struct tune *t, const int *cell, int n)
         if (cell[i] && !was_tried(t, cell[i]))
             t->tried[t->n_tried++] = cell[i];
     }
-    return sweep_execute(&t->sweep);
+    TRY(sweep_execute(&t->sweep));
+    return sweep_check_verified(&t->sweep);
 }
 
 /* Returns a number of a result, or NAN if it is missing. */
