@@ -150,6 +150,19 @@ def test_the_finding(f):
     assert "All others are worse by more than two standard errors." in report(f, out="finding2")[0]
 
 
+def test_cells_of_other_machines(f):
+    """A mark for another processor, device or number of threads than the base's; none where a record is missing."""
+    run = f.reference()["full method"]["run"]
+    cases = {"base": {}, "same": {"finished": "2031-01-01T00:00:00Z"}, "threads": {"cores": 7}, "device": {"device": "cuda"},
+             "machine": {"machine": "abacus"}}
+    rows = [{"name": n, "run": run | more} for n, more in cases.items()] + [{"name": "unknown", "run": {}}]
+    synthetic(f, "machines", rows)
+    _, page, _ = report(f, out="machines")
+    marked = [n for n, row in page.table("Settings").items() if row["Perplexity"].endswith(" \u2020")]
+    assert marked == ["threads", "device", "machine"] and "as between two seeds" in "".join(page.words), marked
+    assert "as between two seeds" not in "".join(report(f)[1].words)
+
+
 def test_a_failed_verification(f):
     """The finding and the claims are of other cells, and the page says so."""
     bad = {"name": "bad", "verified": False} | losses(1.0, 1.1, 1.2, 1.3)

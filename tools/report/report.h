@@ -59,6 +59,9 @@ bool report_quantized(const struct report_row *row);
  * as it was; NULL: there is none. */
 const struct report_row *report_full_precision(const struct report *r,
                                                const struct report_row *like);
+/* Returns whether a cell is known to have been computed on another processor or device, or with
+ * another number of threads, than the base. */
+bool report_elsewhere(const struct report *r, const struct report_row *row);
 /* Returns whether two cells are of the same checkpoint. */
 bool report_same_model(const struct report_row *a, const struct report_row *b);
 /* Returns the loss of a minus that of b in nats, paired over windows; NAN if they are of different

@@ -113,6 +113,19 @@ bool report_same_model(const struct report_row *a, const struct report_row *b)
     return x == y || json_equal(x, y);
 }
 
+bool report_elsewhere(const struct report *r, const struct report_row *row)
+{
+    static const char *const part[] = {"machine", "device", "cores"};
+    const json_t *a = json_object_get(row->json, "run"),
+                 *b = json_object_get(r->row[r->base].json, "run");
+    for (size_t i = 0; i < ARRAY_LEN(part); i++) {
+        const json_t *x = json_object_get(a, part[i]), *y = json_object_get(b, part[i]);
+        if (x && y && !json_equal(x, y))
+            return true;
+    }
+    return false;
+}
+
 /* Returns whether two rows are of one checkpoint, evaluated on the same text and windows. */
 static bool comparable(const struct report_row *a, const struct report_row *b)
 {

@@ -34,6 +34,30 @@ static void put_bytes(FILE *f, const struct report_row *row)
         html_number(f, 1, 1e-6 * row->bytes);
 }
 
+#define ELSEWHERE " \xe2\x80\xa0" /* a dagger */
+
+/* Marks a cell that was computed elsewhere than the base. */
+static void put_perplexity(FILE *f, const struct report *r, const struct report_row *row)
+{
+    fprintf(f, "<td class=\"n\">%.4f%s</td>", row->ppl,
+            report_elsewhere(r, row) ? ELSEWHERE : "");
+}
+
+static void put_elsewhere(FILE *f, const struct report *r)
+{
+    bool any = false;
+    for (int i = 0; i < r->n; i++)
+        any |= report_elsewhere(r, &r->row[i]);
+    if (any)
+        fputs(
+            "<p class=\"soft\">A perplexity with" ELSEWHERE
+            " was computed on another processor or device, or with another number of "
+            "threads, than the base's. The last bits of each step depend on them, and "
+            "training amplifies these: the perplexity of a trained cell may differ about as "
+            "much as between two seeds.</p>\n",
+            f);
+}
+
 static void put_results(FILE *f, const struct report *r)
 {
     html_table(
@@ -44,7 +68,7 @@ static void put_results(FILE *f, const struct report *r)
         const struct report_row *row = &r->row[i];
         fprintf(f, "<tr%s>", i == r->base ? " class=\"base\"" : "");
         html_row_name(f, row->name);
-        html_number(f, 4, row->ppl);
+        put_perplexity(f, r, row);
         html_number(f, 4, row->ppl_stderr);
         html_number(f, 3, row->weight_bits);
         html_number(f, 3, row->kv_bits);
@@ -75,6 +99,7 @@ void report_results(FILE *f, const struct report *r)
         counted ? " Cells in brackets are only simulated; their bytes are counted from "
                   "shapes."
                 : "");
+    put_elsewhere(f, r);
 }
 
 /* Returns the verdict; a difference needs more than two standard errors. */
