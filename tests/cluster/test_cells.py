@@ -21,6 +21,8 @@ from test_sweep import SWEEP, Fixture, figures
 SBATCH = """#!/usr/bin/env python3
 import json, os, subprocess, sys
 json.dump(sys.argv[1:], open("sbatch.json", "w"))
+if os.environ.get("SBATCH_WAITS"):
+    sys.exit(0)
 array = next(a for a in sys.argv if a.startswith("--array="))[8:]
 for part in array.split("%")[0].split(","):
     first, _, last = part.partition("-")
@@ -252,6 +254,43 @@ def test_submission(f):
     _, words = with_sbatch(f, f.command("--wrap=id", "--slurm"))
     assert "--array=1-3" in words and words[-1] == "./--wrap=id/slurm.sh", words
     same_as_reference(f, "--wrap=id")
+
+
+def later(f, script, task, want):
+    """Runs a task of a submitted job, of whose script sbatch keeps a copy."""
+    return f.call(["sh", "-c", script], want, env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)})
+
+
+def test_a_file_that_changes_before_a_task_starts(f):
+    """No task runs another cell than the one that was submitted under its number."""
+    rows = list(f.reference().values())
+    (f.path / "edited.yaml").write_text(SWEEP)
+    with_sbatch(f, f.command("edited", "--slurm", file="edited.yaml"), SBATCH_WAITS="1")
+    script = (f.path / "edited/slurm.sh").read_text()
+    about = (f.path / "edited/sweep.json").read_text()
+    new = "cells:\n  - {name: new, set: {weights.bits: 3}}"
+    for text in (SWEEP.replace("cells:", new), SWEEP.replace("epochs: 2", "epochs: 1").replace("set: {weights.b", "set: {kv.sink: 1, weights.b"),
+                 SWEEP[:SWEEP.index("cells:")] + new + "\neval: {data: eval.txt, windows: 4, ctx: 64}\n"):
+        (f.path / "edited.yaml").write_text(text)
+        for task in (1, 2, 3, 4):
+            said = later(f, script, task, 2).stderr
+            assert f"--cell {task}: not the cell that was submitted" in said and "; submit it again" in said, said
+    assert not (f.path / "edited/results.jsonl").exists() and (f.path / "edited/sweep.json").read_text() == about
+    # a cell behind the others changes none of them, nor does another name
+    (f.path / "edited.yaml").write_text(SWEEP.replace("eval: {", "  - {name: new, set: {weights.bits: 3}}\neval: {").replace("plain", "flat"))
+    for task in (1, 2, 3):
+        later(f, script, task, 0)
+    assert [r["hash"] for r in f.rows("edited")] == [r["hash"] for r in rows]
+
+
+def test_expected_cells(f):
+    """Both hashes of a cell name it, for a machine may resolve run.compute otherwise."""
+    row = list(f.reference().values())[0]
+    for way in ("hash", "spec"):
+        f.call(f.command("reference", "--cell", "1", "--expect", row[way]))
+        f.call(f.command("reference", "--cell", "2", "--expect", row[way]), want=2)
+    assert row["hash"] != row["spec"] and row["hash"] in f.call(f.command("expected", "--print-cells")).stdout
+    assert "give --cell N" in f.call(f.command("reference", "--expect", row["hash"]), want=2).stderr
 
 
 def test_submission_fails(f):

@@ -43,7 +43,7 @@ struct args {
     const char *gguf_weights, *gguf_pre, *gguf_vocab, *fold;
     struct text_list eval_report;
     const char *batch, *length; /* repeatable options */
-    const char *slurm;          /* NULL: not given */
+    const char *slurm, *expect; /* NULL: not given */
     int64_t cell;
     bool print_cells;
     bool plan, keep_state, keep, force, decode, stats, tensors, no_check, memory_table,

@@ -77,6 +77,9 @@ static const struct opt options[] = {
      .lo = 0, .hi = SWEEP_CELLS_MAX,
      .help = "Run cell N alone; others may run at the same time, also on other machines. "
              "--slurm and --print-cells then have no effect. 0 = all cells"},
+    {OPT_TEXT, .name = "expect", .arg = "HASH", .offset = offsetof(struct args, expect),
+     .help = "With --cell: refuse a cell N of another hash than this one of --print-cells, as "
+             "after a change of the sweep's file. --slurm does so (default: any cell)"},
     {0},
 };
 /* clang-format on */
@@ -188,17 +191,37 @@ static enum err put_page(const struct sweep *s)
     return err;
 }
 
+/* The machine that prints or submits cells may resolve run.compute otherwise than this one, so the
+ * hash without it counts as well. */
+static bool is_expected(const struct sweep *s, const struct args *a)
+{
+    if (!a->expect)
+        return true;
+    if (a->cell > s->plan.n_cells)
+        return false;
+    const struct sweep_run *run = &s->run[a->cell - 1];
+    return !strcmp(a->expect, run->hash) || !strcmp(a->expect, run->spec);
+}
+
+static enum err run_cell(struct sweep *s, const struct args *a)
+{
+    FAIL_IF(!is_expected(s, a), ERR_USAGE,
+            "--cell %" PRId64 ": not the cell that was submitted, %s: the sweep's file, an "
+            "option, a text or the model has changed since; submit it again",
+            a->cell, a->expect);
+    FAIL_IF(a->cell > s->plan.n_cells, ERR_USAGE, "--cell %" PRId64 ": %s has %d cells",
+            a->cell, a->pos.item[0], s->plan.n_cells);
+    TRY(sweep_record_write(s, false));
+    return sweep_execute_cell(s, (int)a->cell - 1);
+}
+
 /* Does what the options want of an open sweep. */
 static enum err act(struct sweep *s, const struct args *a)
 {
     if (a->plan)
         return a->json ? sweep_print_json(s, false) : sweep_print_plan(s);
-    FAIL_IF(a->cell > s->plan.n_cells, ERR_USAGE, "--cell %" PRId64 ": %s has %d cells",
-            a->cell, a->pos.item[0], s->plan.n_cells);
-    if (a->cell) {
-        TRY(sweep_record_write(s, false));
-        return sweep_execute_cell(s, (int)a->cell - 1);
-    }
+    if (a->cell)
+        return run_cell(s, a);
     if (a->print_cells) {
         if (a->json)
             return sweep_print_json(s, true);
@@ -236,6 +259,7 @@ static enum err run(struct args *a)
     struct sweep_plan plan = {0};
     FAIL_IF(!a->model, ERR_USAGE, "no model: give --model MODEL_DIR");
     FAIL_IF(!a->out, ERR_USAGE, "no directory for the results: give -o OUT");
+    FAIL_IF(a->expect && !a->cell, ERR_USAGE, "--expect is about --cell; give --cell N");
     TRY_OUT(opt_need_utf8(a, "a sweep's record"));
     TRY_OUT(sweep_plan_load(&plan, a->pos.item[0]));
     TRY_OUT(command_text(&command, a));

@@ -221,10 +221,10 @@ void sweep_print_cells(const struct sweep *s);
  * failure; null where there is none. open_only: only those that are to be run. */
 enum err sweep_print_json(const struct sweep *s, bool open_only);
 /* Submits one array job of the cells that are to be run to Slurm, with sbatch. The array's tasks
- * run `wkvq sweep --cell N` with the arguments argv [argc] of this command, without the program's
- * name. options: more options of sbatch, separated by blanks; they win. s->settings.parallel, if
- * not 0, is the number of tasks at the same time. ERR_NOT_FOUND: no sbatch. ERR_IO: sbatch
- * failed, and printed why. */
+ * run `wkvq sweep --cell N --expect HASH` with the arguments argv [argc] of this command, without
+ * the program's name. options: more options of sbatch, separated by blanks; they win.
+ * s->settings.parallel, if not 0, is the number of tasks at the same time. ERR_NOT_FOUND: no
+ * sbatch. ERR_IO: sbatch failed, and printed why. */
 enum err sweep_submit(const struct sweep *s, const char *options, int argc, char **argv);
 /* Writes a blank and a word, quoted so that a shell reads it unchanged. */
 void sweep_put_word(FILE *f, const char *word);

@@ -82,16 +82,27 @@ static void put_log(FILE *f, const struct text *t)
     fputs("/logs/%A_%a.log", f);
 }
 
+/* A task may start days later, when the sweep's file has other cells. --array among the options
+ * of sbatch can name cells that are done. */
+static void put_expected(FILE *f, const struct sweep *s)
+{
+    fputs("case $SLURM_ARRAY_TASK_ID in\n", f);
+    for (int i = 0; i < s->plan.n_cells; i++)
+        fprintf(f, "%d) cell=%s ;;\n", i + 1, s->run[i].spec);
+    fputs("*) cell=none ;;\nesac\n", f);
+}
+
 /* exec: Slurm's signals then reach the program itself, once. */
 static void put_script(FILE *f, const struct text *t)
 {
     char self[PATH_MAX];
     const ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
     self[n > 0 ? n : 0] = '\0';
-    fputs("#!/bin/sh\n# Written by `wkvq sweep --slurm`: one task of its array job.\nexec",
-          f);
+    fputs("#!/bin/sh\n# Written by `wkvq sweep --slurm`: one task of its array job.\n", f);
+    put_expected(f, t->s);
+    fputs("exec", f);
     sweep_put_word(f, n > 0 ? self : "wkvq");
-    fputs(" sweep --cell \"$SLURM_ARRAY_TASK_ID\"", f);
+    fputs(" sweep --cell \"$SLURM_ARRAY_TASK_ID\" --expect \"$cell\"", f);
     for (int i = 1; i < t->argc; i++)
         sweep_put_word(f, t->argv[i]);
     fputc('\n', f);
