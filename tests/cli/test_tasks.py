@@ -389,6 +389,39 @@ def test_against_packed(f):
             near(packed[key]["mean"], simulated[key]["mean"], 2e-4, f"chunk {chunk}, {key}")
 
 
+def test_short(f):
+    """Where nothing of the cache is quantized, a warning says so once; and nowhere else."""
+    tiny.make_text(f.path / "short.txt", 60)
+    write_rows(f.path / "ten.jsonl", piqa_lines(10))
+
+    def both(out, *args):
+        """Standard output and errors, of the artifact and of the same with a cache in full precision."""
+        done = [f.run("eval", out, "--json", *args, *more) for more in ([], ["--kv-bits", "16"])]
+        assert "quantized" not in done[1].stderr, done[1].stderr
+        return done[0].stdout, done[1].stdout, done[0].stderr
+
+    for keys, chunk, lengths in ((["kv.window=20", "kv.sink=3"], 1, range(23, 27)), (["kv.window=3"], 7, range(7, 10)),
+                                 (["kv.past_only=false", "kv.sink=5"], 1, range(5, 8)),
+                                 (["kv.window=12", "kv.sink=1"], 5, range(13, 18)),
+                                 (["kv.method=channel"], 1, range(8, 11))):
+        seen, quantized = [], ["--simulate", "rtn", *harness.words(["weights.group_size=8", "kv.group_size=8", *keys])]
+        for ctx in lengths:
+            a, b, said = both("model", *quantized, "--data", "short.txt", "--windows", "2", "--ctx", ctx, "--chunk", chunk)
+            same = json.loads(a)["window_nll"] == json.loads(b)["window_nll"]
+            assert said.count("quantized") == same, (keys, ctx, said)
+            seen.append(same)
+        assert True in seen and False in seen, (keys, seen)
+    f.run("convert", "model", "-o", "wide", "-q", *harness.words(["weights.group_size=8", "kv.group_size=8", "kv.window=60"]))
+    for more in ([], ["--decode"]):
+        lines = []
+        for bits in ([], ["--kv-bits", "16"]):
+            lines.append(f.evaluate("wide", *more, *bits, files=["ten.jsonl"])[1])
+        same = sum(all(abs(x - y) < 1e-5 for x, y in zip(a["ll"], b["ll"])) for a, b in zip(*lines, strict=True))
+        _, _, said = both("wide", "--task", "zeroshot", "--data", "ten.jsonl", "--ctx", "200", *more)
+        assert said.count(f"ten.jsonl: of 10 questions, {same} are shorter than 62 tokens, so nothing") == 1, (same, said)
+        assert 1 < same < 10, same
+
+
 # data set: (prompt, a question's fields)
 LONG = {
     "qasper": ("{{A}} {context} Q: {input} A:", {"context": "Some text.", "input": "What?"}),

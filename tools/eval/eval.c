@@ -269,6 +269,52 @@ out:
 
 /* ------------------------------------------------------------------------------------ */
 
+/* Returns how many tokens of keys are quantized together in a layer. */
+static int64_t tokens_of_block(const struct kv_spec *kv, int64_t layer)
+{
+    const struct kv_format f = kv_format(kv, layer, KV_K);
+    if (kv->target)
+        return kv_target_residual(kv->target);
+    return kv->method == KV_CHANNEL && f.bits < 16 ? f.group_size : 1;
+}
+
+/* The first token behind the sinks is the first to be quantized, when its block is complete and
+ * has left the window and the chunk of the query. */
+int64_t eval_cache_from(const struct eval *e, int64_t chunk)
+{
+    struct weight_spec w;
+    struct kv_spec kv;
+    int64_t least = 0;
+    formats(&w, &kv, e);
+    for (int64_t i = 0; i < e->job->arch.n_layers; i++) {
+        if (!kv_quantizes_layer(&kv, i))
+            continue;
+        const int64_t block = tokens_of_block(&kv, i);
+        const int64_t last = (kv.sink / block + 1) * block - 1;
+        int64_t query = last + (kv.past_only ? kv.window : 0);
+        if (kv.past_only && chunk > 1 && query < (last / chunk + 1) * chunk)
+            query = (last / chunk + 1) * chunk;
+        least = !least || query + 1 < least ? query + 1 : least;
+    }
+    return least;
+}
+
+/* Warns if a window is too short for its cache. */
+static void warn_of_cache(const struct eval *e)
+{
+    const enum kv_target target = eval_target(e);
+    if (e->ctx - 1 < eval_cache_from(e, 1))
+        log_warn("--ctx %" PRId64
+                 ": the cache%s%s keeps so many tokens in full precision, so nothing of it "
+                 "is quantized",
+                 e->ctx, target ? " of " : "", target ? kv_target_name[target] : "");
+    else if (e->ctx - 1 < eval_cache_from(e, e->chunk))
+        log_warn("--chunk %" PRId64
+                 ": the tokens of a chunk see each other in full precision, so nothing of "
+                 "the cache is quantized in windows of --ctx %" PRId64,
+                 e->chunk, e->ctx);
+}
+
 enum err eval_count_windows(struct eval *e)
 {
     const int64_t all = batch_windows((int64_t)e->job->ids.n, e->ctx);
@@ -283,11 +329,7 @@ enum err eval_count_windows(struct eval *e)
         e->windows = all;
     if (e->chunk > e->ctx)
         e->chunk = e->ctx;
-    if (e->ctx <= kv_target_residual(eval_target(e)))
-        log_warn("--ctx %" PRId64
-                 ": the cache of %s keeps so many tokens in full precision, "
-                 "so nothing of it is quantized",
-                 e->ctx, kv_target_name[eval_target(e)]);
+    warn_of_cache(e);
     return OK;
 }
 
@@ -296,7 +338,6 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
     double *mean = NULL;
     struct eval_result r = {.nll = 0};
     const double start = clock_s();
-    TRY(eval_count_windows(e));
     TRY(mem_calloc(&mean, (size_t)e->windows, sizeof(*mean)));
     progress_phase(e->job->progress, "perplexity");
     const enum err err = e->decode ? decode(e, mean) : simulate(e, mean);

@@ -47,12 +47,15 @@ struct eval_result {
     double seconds;
 };
 
-/* Computes the loss on windows of ctx tokens from the start of job->ids. windows 0: all.
- * ERR_USAGE if the text has no window. */
-enum err eval_ppl(struct eval_result *out, struct eval *e);
-/* Sets e->windows and e->chunk from the text and ctx. ERR_USAGE if the text has no
- * window. */
+/* Sets e->windows (0: all) and e->chunk from the text and ctx, and warns of what is not as it was
+ * asked. ERR_USAGE if the text has no window. */
 enum err eval_count_windows(struct eval *e);
+/* Computes the loss on windows of ctx tokens from the start of job->ids, after
+ * eval_count_windows(). */
+enum err eval_ppl(struct eval_result *out, struct eval *e);
+/* Returns how many tokens a text needs as inputs, read in chunks, until a query reads anything
+ * quantized from the cache; 0: the cache is not quantized. */
+int64_t eval_cache_from(const struct eval *e, int64_t chunk);
 /* Returns the number of scored predictions per window. */
 int64_t eval_targets(const struct eval *e);
 /* Writes the bits of a weight and of a cache element, scales and zero points included: those of an

@@ -171,6 +171,7 @@ static enum err measure(struct choices *c)
         zeroshot_reduce(&part->r, &part->z.set, part->z.request);
         progress_end(p->p);
         zeroshot_warn_cut(&part->z, "--ctx", c->run.e->ctx);
+        zeroshot_warn_cache(&part->z, c->run.e);
         if (!c->run.e->settings->json)
             print_part(part);
     }
@@ -190,6 +191,8 @@ enum err eval_choices_set(struct zeroshot_set *z, struct eval *e,
     if (!err)
         err = zeroshot_score(z, &run);
     progress_end(e->job->progress);
+    if (!err)
+        zeroshot_warn_cache(z, e);
     task_lines_close(&run.lines);
     return err;
 }

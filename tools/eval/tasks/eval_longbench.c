@@ -233,6 +233,16 @@ static double tokens_left(const struct part *p)
     return n;
 }
 
+/* The prompt is one chunk, and each token of the answer but the last is read by itself. */
+static void warn_of_cache(const struct bench *b, const struct part *p, const char *path)
+{
+    const int64_t from = eval_cache_from(b->e, 1);
+    int64_t few = 0;
+    for (int64_t i = 0; i < p->set.n; i++)
+        few += (int64_t)p->set.item[i].prompt.n + p->set.max_gen - 1 < from;
+    task_warn_cache(path, few, p->set.n, from);
+}
+
 static enum err open_runtime(struct bench *b, const struct part *p)
 {
     struct runtime_settings s = {.threads = (int)b->e->job->recipe.threads,
@@ -261,6 +271,8 @@ static enum err answer_all(struct bench *b, struct part *p, const char *path)
         if (err)
             err = err_add(err, "%s: question %" PRId64 ": ", path, p->set.item[i].row + 1);
     }
+    if (!err)
+        warn_of_cache(b, p, path);
 out:
     runtime_close(&b->rt);
     mem_free(b->ids);

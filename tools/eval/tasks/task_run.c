@@ -3,7 +3,9 @@
 
 #include "data/json.h"
 #include "kernels/base/bytes.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/cli/opt.h"
 #include "tools/cli/stop.h"
 
@@ -135,6 +137,14 @@ enum err task_add_model(json_t *o, const struct eval *e, bool bos)
     json_decref(model);
     FAIL_IF(failed, ERR_MEMORY, "out of memory for the result");
     return OK;
+}
+
+void task_warn_cache(const char *path, int64_t few, int64_t n, int64_t from)
+{
+    if (few)
+        log_warn("%s: of %" PRId64 " question%s, %" PRId64 " %s shorter than %" PRId64
+                 " tokens, so nothing of their cache is quantized",
+                 path, n, plural(n), few, few == 1 ? "is" : "are", from + 1);
 }
 
 void task_progress_add(struct task_progress *t, double tokens)

@@ -237,6 +237,25 @@ void zeroshot_warn_cut(const struct zeroshot_set *z, const char *option, int64_t
                  z->path, z->set.n, plural(z->set.n), cut, option, ctx, option);
 }
 
+/* Returns whether no choice of a question has so many inputs. */
+static bool is_short(const struct question *q, const struct request *r, int64_t inputs)
+{
+    for (int c = 0; c < q->n; c++)
+        if (r[c].n - 1 >= inputs)
+            return false;
+    return true;
+}
+
+void zeroshot_warn_cache(const struct zeroshot_set *z, const struct eval *e)
+{
+    /* the packed runtime reads what it scores token by token */
+    const int64_t from = eval_cache_from(e, e->decode ? 1 : e->chunk);
+    int64_t few = 0;
+    for (int64_t i = 0; i < z->set.n; i++)
+        few += is_short(&z->set.item[i], z->request + z->first[i], from);
+    task_warn_cache(z->path, few, z->set.n, from);
+}
+
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
                      const struct request *r)
 {

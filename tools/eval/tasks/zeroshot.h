@@ -67,6 +67,8 @@ enum err zeroshot_load(struct zeroshot_set *z, const struct eval *e, const char 
 void zeroshot_free(struct zeroshot_set *z);
 /* Warns if questions of a loaded file were longer than ctx. option: what a user gave as ctx. */
 void zeroshot_warn_cut(const struct zeroshot_set *z, const char *option, int64_t ctx);
+/* Warns if questions are too short for anything of the cache to be quantized. */
+void zeroshot_warn_cache(const struct zeroshot_set *z, const struct eval *e);
 /* Returns the CRC-32 of all questions: their tokens and right choices. */
 uint32_t zeroshot_crc(const struct zeroshot_set *z);
 /* Adds the questions to the output, and takes the likelihoods that it holds already. */
