@@ -422,6 +422,22 @@ def test_short(f):
         assert 1 < same < 10, same
 
 
+def test_overflow(f):
+    """A loss whose exponential is no number is named as such."""
+    tiny.make_model(f.path / "loud")
+    named = [(n, t, s, struct.pack(f"<{len(d) // 4}f", *[20000 * x for x in struct.unpack(f"<{len(d) // 4}f", d)])
+              if n == "model.norm.weight" else d) for n, t, s, d in tiny.model_tensors(tiny.CONFIG, 1)]
+    tiny.write_safetensors(f.path / "loud/model.safetensors", named)
+    tiny.make_text(f.path / "loud.txt", 60)
+    args = ["--data", "loud.txt", "--ctx", "30", "--windows", "2"]
+    for more in ([], ["--json"]):
+        done = f.run("eval", "loud", *args, *more, want=1)
+        assert "whose perplexity is beyond the largest number" in done.stderr, done.stderr
+    r = json.loads(f.run("eval", "model", *args, "--against", "loud", "--json").stdout)
+    assert r["against"]["ppl"] is None and r["against"]["nll"] > 710, r["against"]
+    near(r["model"]["ppl"], math.exp(r["model"]["nll"]), 1e-4 * r["model"]["ppl"], "perplexity")
+
+
 # data set: (prompt, a question's fields)
 LONG = {
     "qasper": ("{{A}} {context} Q: {input} A:", {"context": "Some text.", "input": "What?"}),

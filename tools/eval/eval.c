@@ -357,5 +357,10 @@ enum err eval_ppl(struct eval_result *out, struct eval *e)
         "%s: the mean loss is %g, so a weight of a block is not finite, which `wkvq convert` "
         "names, or activations are beyond the range of run.compute",
         e->job->model_dir, r.nll);
+    FAIL_IF(
+        !isfinite(r.ppl), ERR_NUMERIC,
+        "%s: the mean loss is %.6g nats per token, whose perplexity is beyond the largest "
+        "number, so the model predicts nothing; check its last norm and its head",
+        e->job->model_dir, r.nll);
     return OK;
 }

@@ -64,11 +64,11 @@ static json_t *side_json(const struct eval *e, struct estimate nll)
     double weight_bits, kv_bits;
     eval_bits(&weight_bits, &kv_bits, e);
     json_t *o =
-        json_pack("{s:s, s:s, s:f, s:f, s:i, s:f, s:o, s:f}", "model", e->job->model_dir,
+        json_pack("{s:s, s:s, s:f, s:f, s:i, s:f, s:o, s:o}", "model", e->job->model_dir,
                   "method", eval_method(e), "weight_bits", weight_bits, "kv_bits", kv_bits,
                   "activation_bits", eval_act_bits(e), "nll", nll.mean, "nll_stderr",
-                  json_finite(nll.stderr_), "ppl", exp(nll.mean));
-    if (eval_target(e))
+                  json_finite(nll.stderr_), "ppl", json_finite(exp(nll.mean)));
+    if (o && eval_target(e))
         json_object_set_new(o, "kv_target", json_string(kv_target_name[eval_target(e)]));
     return o;
 }
