@@ -219,6 +219,33 @@ static const char *store(const struct opt *o, void *field, const char *text, cha
     return NULL;
 }
 
+bool opt_changed(const struct args *a, const struct opt *o)
+{
+    const void *field = (const char *)a + o->offset;
+    const char *const *text = field;
+    union {
+        int64_t n;
+        double x;
+        uint64_t bytes;
+    } value = {0};
+    char buffer[320];
+    switch (o->kind) {
+    case OPT_HEADING:
+        return false;
+    case OPT_FLAG:
+        return *(const bool *)field;
+    case OPT_LIST:
+        return ((const struct text_list *)field)->n > 0;
+    case OPT_TEXT:
+    case OPT_MAYBE:
+        return *text && (!o->value || strcmp(*text, o->value));
+    default:
+        if (o->value)
+            store(o, &value, o->value, buffer, sizeof(buffer));
+        return memcmp(field, &value, sizeof(value)) != 0;
+    }
+}
+
 static error_t parse_key(int key, char *arg, struct argp_state *state)
 {
     struct parse *p = state->input;

@@ -108,6 +108,9 @@ extern const struct opt opt_finish[];
  * process with two lines on stderr and status 2; --help ends it with status 0. */
 void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv);
 
+/* Returns whether an option of a's command has another value than its default. */
+bool opt_changed(const struct args *a, const struct opt *o);
+
 /* Returns the index of word in "a|b|c", or -1. */
 int opt_choice(const char *choices, const char *word);
 /* Returns word number index of "a|b|c", fewer than 32 bytes. Valid until the thread's next

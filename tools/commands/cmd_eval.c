@@ -300,14 +300,29 @@ static enum err measure_ppl(struct eval *e)
     return err;
 }
 
-static enum err score_predictions(const struct args *a)
+/* Nothing is answered, so of what a model is asked, and how, all options are refused. */
+static enum err check_predictions(const struct args *a)
 {
+    static const struct opt *const refused[] = {options, opt_data, opt_recipe};
     FAIL_IF(strcmp(a->task, "longbench"), ERR_USAGE,
             "--predictions is for --task longbench");
     FAIL_IF(
-        a->pos.n || a->data.n || a->out || a->limit, ERR_USAGE,
-        "--predictions scores the answers in its files as they are: leave out the model, "
-        "--data, -o and --limit");
+        a->pos.n, ERR_USAGE,
+        "--predictions scores the answers in its files as they are: leave out the model");
+    for (size_t i = 0; i < ARRAY_LEN(refused); i++)
+        for (const struct opt *o = refused[i]; o->help; o++)
+            FAIL_IF(opt_changed(a, o) && strcmp(o->name, "task") &&
+                        strcmp(o->name, "predictions"),
+                    ERR_USAGE,
+                    "--predictions scores the answers in its files as they are: leave out "
+                    "--%s",
+                    o->name);
+    return OK;
+}
+
+static enum err score_predictions(const struct args *a)
+{
+    TRY(check_predictions(a));
     return eval_predictions(a->predictions.item, a->predictions.n, a->json);
 }
 
