@@ -152,7 +152,10 @@ static enum err check_runtime(const struct job *j, const struct args *a)
     bool both = true;
     TRY(recipe_check_packed(&j->recipe));
     FAIL_IF(j->recipe.target, ERR_SUPPORT,
-            "kv.target is %s, whose cache is simulated: leave out --decode",
+            a->decode
+                ? "kv.target is %s, whose cache is simulated: leave out --decode"
+                : "kv.target is %s, whose cache is simulated, but LongBench's answers "
+                  "need the packed runtime; leave the key out",
             kv_target_name[j->recipe.target]);
     if (a->against)
         TRY(artifact_is(&both, a->against));
