@@ -257,7 +257,7 @@ def test_longbench(f):
     assert b"".join(p.read_bytes() for p in files) == one
     done = subprocess.run(longbench(f, "packed", "pred", files=["lcc.jsonl", "lcc.jsonl"]), cwd=f.path,
                           capture_output=True, timeout=300)
-    assert done.returncode == 2 and b"two files of --data hold questions of lcc" in done.stderr, done.stderr
+    assert done.returncode == 2 and b"--data lcc.jsonl: an earlier file holds questions of lcc as well" in done.stderr, done.stderr
 
 
 def test_other_ends(f):

@@ -79,18 +79,6 @@ void sweep_measures_close(struct sweep *s)
 
 /* --- questions ---------------------------------------------------------------------- */
 
-/* Two files of one set would have one column. */
-static enum err refuse_twins(const char *option, const char *const *path, int i,
-                             const char *name, const char *other)
-{
-    FAIL_IF(
-        !strcmp(name, other), ERR_USAGE,
-        "--%s %s: an earlier file holds questions of %s as well; give one file for each "
-        "set",
-        option, path[i], name);
-    return OK;
-}
-
 static enum err load_zeroshot(struct sweep_questions *q, const struct sweep *s,
                               const struct eval *e)
 {
@@ -104,8 +92,8 @@ static enum err load_zeroshot(struct sweep_questions *q, const struct sweep *s,
         q->labels[i] = labels.used > used ? used : -1;
         zeroshot_warn_cut(&q->zeroshot[i], "--task-ctx", own->task_ctx);
         for (int k = 0; k < i; k++)
-            TRY(refuse_twins("zeroshot", own->zeroshot, i, q->zeroshot[i].set.name,
-                             q->zeroshot[k].set.name));
+            TRY(task_refuse_twins("zeroshot", own->zeroshot[i], q->zeroshot[i].set.name,
+                                  q->zeroshot[k].set.name));
     }
     FAIL_IF(labels.used < labels.n, ERR_USAGE,
             "--labels %s: no file of --zeroshot is left that lacks labels; give one for "
@@ -137,8 +125,8 @@ static enum err load_longbench_with(struct sweep_questions *q, const struct swee
                            (enum bos_rule)q->bos, own->task_ctx, own->limit));
         TRY(check_lengths(set, &s->arch, own->longbench[i]));
         for (int k = 0; k < i; k++)
-            TRY(refuse_twins("longbench", own->longbench, i, set->task->name,
-                             q->longbench[k].task->name));
+            TRY(task_refuse_twins("longbench", own->longbench[i], set->task->name,
+                                  q->longbench[k].task->name));
     }
     return OK;
 }

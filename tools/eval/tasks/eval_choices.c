@@ -132,8 +132,13 @@ static enum err load_all(struct choices *c)
     TRY(tokenizer_open(&e->job->tokenizer, e->job->model_dir));
     TRY(task_has_bos(&c->bos, e));
     TRY(mem_calloc(&c->part, (size_t)c->n, sizeof(*c->part)));
-    for (int i = 0; i < c->n; i++)
-        TRY(zeroshot_load(&c->part[i].z, e, e->job->recipe.data.path[i], &labels));
+    for (int i = 0; i < c->n; i++) {
+        const char *path = e->job->recipe.data.path[i];
+        TRY(zeroshot_load(&c->part[i].z, e, path, &labels));
+        for (int k = 0; k < i; k++)
+            TRY(task_refuse_twins("data", path, c->part[i].z.set.name,
+                                  c->part[k].z.set.name));
+    }
     FAIL_IF(labels.used < labels.n, ERR_USAGE,
             "--labels %s: no file of --data is left that lacks labels; give one for each "
             "such file, in their order",

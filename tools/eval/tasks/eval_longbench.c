@@ -169,11 +169,6 @@ static enum err expect(struct part *p)
 static enum err open_in_directory(struct bench *b, struct part *p, const char *dir)
 {
     char name[64];
-    for (const struct part *other = b->part; other < p; other++)
-        FAIL_IF(other->set.task == p->set.task, ERR_USAGE,
-                "-o %s: two files of --data hold questions of %s; a directory has one file "
-                "for each set",
-                dir, p->set.task->name);
     snprintf(name, sizeof(name), "%s.jsonl", p->set.task->name);
     TRY(file_join(&p->path, dir, name));
     TRY(task_lines_open(&p->lines, p->path, b->run, 9));
@@ -304,6 +299,8 @@ static enum err load(struct bench *b, struct part *p, const char *path)
     const struct job *j = b->e->job;
     TRY(longbench_load(&p->set, path, &b->config, j->tokenizer,
                        (enum bos_rule)j->recipe.bos, b->e->ctx, b->e->settings->limit));
+    for (const struct part *other = b->part; other < p; other++)
+        TRY(task_refuse_twins("data", path, p->set.task->name, other->set.task->name));
     TRY(mem_calloc(&p->score, (size_t)p->set.n, sizeof(*p->score)));
     return mem_calloc(&p->done, (size_t)p->set.n, sizeof(*p->done));
 }

@@ -8,6 +8,7 @@
 #include "tools/eval/tasks/longbench.h"
 #include "tools/eval/tasks/longbench_report.h"
 #include "tools/eval/tasks/task_rows.h"
+#include "tools/eval/tasks/task_run.h"
 
 /* The answers to one set in one file. */
 struct group {
@@ -25,11 +26,14 @@ struct predictions {
 static enum err find_group(struct group **out, struct predictions *p,
                            const struct longbench_task *task, const char *file)
 {
-    for (int i = 0; i < p->n; i++)
-        if (p->item[i].task == task && p->item[i].file == file) {
-            *out = &p->item[i];
-            return OK;
-        }
+    for (int i = 0; i < p->n; i++) {
+        if (p->item[i].task != task)
+            continue;
+        if (p->item[i].file != file)
+            TRY(task_refuse_twins("predictions", file, task->name, p->item[i].task->name));
+        *out = &p->item[i];
+        return OK;
+    }
     TRY(mem_resize(&p->item, (size_t)p->n, (size_t)p->n + 1, sizeof(*p->item)));
     p->item[p->n] = (struct group){.task = task, .file = file};
     *out = &p->item[p->n++];

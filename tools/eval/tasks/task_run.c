@@ -139,6 +139,17 @@ enum err task_add_model(json_t *o, const struct eval *e, bool bos)
     return OK;
 }
 
+enum err task_refuse_twins(const char *option, const char *path, const char *name,
+                           const char *other)
+{
+    FAIL_IF(
+        !strcmp(name, other), ERR_USAGE,
+        "--%s %s: an earlier file holds questions of %s as well; give one file for each "
+        "set",
+        option, path, name);
+    return OK;
+}
+
 void task_warn_cache(const char *path, int64_t few, int64_t n, int64_t from)
 {
     if (few)

@@ -20,6 +20,10 @@ void task_print_model(const struct eval *e, const char *name, bool bos);
 /* Adds the same to a result. ERR_MEMORY. */
 enum err task_add_model(json_t *o, const struct eval *e, bool bos);
 
+/* ERR_USAGE if the file at path holds the same set as another: a set has one column and one weight
+ * in the average, and its error is independent of that of other sets alone. */
+enum err task_refuse_twins(const char *option, const char *path, const char *name,
+                           const char *other);
 /* Warns if `few` of n questions of a file have fewer inputs than the `from` tokens at which
  * anything of their cache is quantized. */
 void task_warn_cache(const char *path, int64_t few, int64_t n, int64_t from);
