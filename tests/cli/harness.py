@@ -30,6 +30,8 @@ class Bench:
     def call(self, args, want=0, env=None, stdin=None):
         """Runs a program with its arguments, and fails unless its exit status is `want`; None: any status. stdin: what it
         reads, as text or bytes."""
+        if any(isinstance(a, (list, tuple)) for a in args):
+            raise TypeError(f"an argument is a list: {args}")  # str() would make one word of it
         args = [str(a) for a in args]
         done = subprocess.run(args, cwd=self.path, env=env or self.env, capture_output=True, timeout=self.timeout,
                               text=self.decode, input=stdin)

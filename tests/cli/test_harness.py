@@ -27,6 +27,9 @@ def test_leaves(f):
 def test_status(f):
     f.call(["sh", "-c", "echo of the program >&2; exit 3"])
 
+def test_list(f):
+    f.run(["inspect", "--json"], want=None)
+
 def test_elsewhere(f):
     raise harness.Skip("not on this machine")
 
@@ -50,12 +53,12 @@ def run(folder, *names, tests=TESTS, fixture="harness.Bench", more=""):
 
 def test_every_failure_counts(folder):
     status, said = run(folder)
-    assert status == 1 and said.splitlines()[-1] == "2 passed, 5 failed, 1 skipped", said
-    for name in ("wrong", "broken", "leaves", "status", "state_again"):
+    assert status == 1 and said.splitlines()[-1] == "2 passed, 6 failed, 1 skipped", said
+    for name in ("wrong", "broken", "leaves", "status", "list", "state_again"):
         assert f"FAIL test_{name} (" in said, (name, said)
-    for text in ('assert 1 + 1 == 3, "a sum"', "KeyError: 'a key'", "SystemExit: 0", "exit 3, want 0\nof the program"):
+    for text in ('assert 1 + 1 == 3, "a sum"', "KeyError: 'a key'", "SystemExit: 0", "an argument is a list", "exit 3, want 0\nof the program"):
         assert text in said, (text, said)
-    assert said.count("Traceback") == 5, said
+    assert said.count("Traceback") == 6, said
 
 
 def test_named_tests_alone(folder):
