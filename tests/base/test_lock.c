@@ -65,10 +65,20 @@ static int teardown(void **state)
 
 static void refused(const char *why)
 {
+    bool held = false;
     struct lock l;
     err_clear();
-    assert_int_equal(lock_take(&l, path, "this state", 0), ERR_USAGE);
+    assert_int_equal(lock_try(&l, &held, path, "this state", 0), ERR_USAGE);
+    assert_true(held);
     assert_non_null(strstr(err_text(), why));
+}
+
+static void a_place_without_a_folder_is_held_by_nobody(void **state)
+{
+    bool held = true;
+    struct lock l;
+    assert_int_not_equal(lock_try(&l, &held, "no/such/folder/lock", "this state", 0), OK);
+    assert_false(held);
 }
 
 static void taken_once(void **state)
@@ -212,6 +222,7 @@ static void a_place_without_room_is_not_waited_for(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        CASE(a_place_without_a_folder_is_held_by_nobody),
         CASE(taken_once),
         CASE(waited_for),
         CASE(a_removed_file_is_no_lock),

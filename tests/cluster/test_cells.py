@@ -92,6 +92,47 @@ def test_a_cell_that_another_process_finished(f):
     same_as_reference(f, "shared-cell")
 
 
+def begin_and_pause(f, out, cell):
+    """A process that holds the lock of a cell, and halts there."""
+    process = begin(f, out, "--cell", str(cell))
+    while not list((f.path / out).glob("cells/*.state")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def test_a_cell_that_another_process_runs(f):
+    """The whole sweep runs the other cells, takes this one's result at its end, and makes the page."""
+    other = begin_and_pause(f, "beside", 1)
+    whole = begin(f, "beside")
+    try:
+        while "looks again after its other cells" not in whole.stderr.readline():
+            assert whole.poll() is None
+    finally:
+        other.send_signal(signal.SIGCONT)
+    assert other.wait(200) == 0, other.stderr.read()
+    said = whole.communicate(timeout=200)[1]
+    assert whole.returncode == 0 and "failed" not in said, said
+    assert (f.path / "beside/report.html").exists()
+    same_as_reference(f, "beside")
+
+
+def test_a_cell_that_another_process_still_runs(f):
+    """It has not failed, and the next sweep runs it if that process does not."""
+    other = begin_and_pause(f, "occupied", 1)
+    try:
+        done = f.call(f.command("occupied"), want=2)
+    finally:
+        other.kill()
+    other.communicate()
+    assert done.stderr.count("another process works on this cell") == 2, done.stderr
+    assert "another process works on cell 'full method', and no cell failed; run the same command" in done.stderr, done.stderr
+    assert "cell 'full method' failed" not in done.stderr and len(f.rows("occupied")) == 2, done.stderr
+    f.call(f.command("occupied"))
+    same_as_reference(f, "occupied")
+
+
 def test_print_cells(f):
     want = list(f.reference().values())
     lines = f.call(f.command("printed", "--print-cells")).stdout.splitlines()

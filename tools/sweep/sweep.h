@@ -164,8 +164,10 @@ void sweep_set_done(struct sweep *s, int i);
 int64_t sweep_cell_threads(const struct sweep *s, const struct recipe *r);
 
 /* Runs all cells without a result, up to s->parallel at the same time. A failed cell keeps
- * its state and does not stop the others. At the end the first failure is returned, with
- * the number of failures. A cell whose verification fails has a result, and is no failure here. */
+ * its state and does not stop the others. One that another process works on is left to it, and
+ * looked at again at the end. The first failure is returned, with the number of failures;
+ * ERR_USAGE: none failed, but others work on cells still. A cell whose verification fails has a
+ * result, and is no failure here. */
 enum err sweep_execute(struct sweep *s);
 /* ERR_VERIFY: the verification of a cell that is not skipped has failed, in this run or earlier. */
 enum err sweep_check_verified(const struct sweep *s);

@@ -14,15 +14,19 @@
 #include "tools/sweep/sweep_record.h"
 #include "tools/sweep/sweep_results.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-#define CELL_TENTHS 50
+/* The cells of a sweep that was killed are about to end. A cell that another process works on is
+ * left to it, and looked at again after all others, for longer than at first. */
+#define AGAIN_SECONDS 5
 /* A batch system may start a cell again while the lock of its node's last process lives on, for
  * as long as a file server keeps the locks of a client that it lost. */
 #define REQUEUED_TENTHS 1200
@@ -33,6 +37,9 @@ struct crew {
     int cell[SWEEP_PARALLEL_MAX];
     int slot[SWEEP_PARALLEL_MAX]; /* different for cells that run at the same time */
     int n, next, failed, interrupted;
+    /* [s->plan.n_cells], shared with the cells' processes: others work on these */
+    bool *elsewhere;
+    bool again;     /* only these are left */
     enum err first; /* first failure, and its cell */
     int first_cell;
     bool told; /* the processes were asked to stop */
@@ -42,6 +49,8 @@ struct crew {
 struct order {
     struct sweep *s;
     int cell;
+    bool *elsewhere;         /* set if another process works on the cell */
+    bool again;              /* the cell was looked at before */
     char gpu[SWEEP_GPU_MAX]; /* "": the process sees what its parent sees */
 };
 
@@ -77,11 +86,11 @@ static enum err run_cell(struct sweep *s, int i)
 }
 
 /* The lock keeps two processes from running one cell. It also names cells in work. */
-static enum err hold(struct lock *l, const struct sweep *s, int i, int tenths)
+static enum err hold(struct lock *l, bool *held, const struct sweep *s, int i, int tenths)
 {
     char *path = NULL;
     TRY(sweep_path(&path, s, &s->run[i], ".lock"));
-    const enum err err = lock_take(l, path, "this cell", tenths);
+    const enum err err = lock_try(l, held, path, "this cell", tenths);
     mem_free(path);
     return err;
 }
@@ -94,23 +103,53 @@ static enum err is_finished(bool *yes, struct sweep *s, int i)
     return OK;
 }
 
+/* *had: another process has finished the cell. It may hold the lock still, until it has seen that
+ * it cannot list the result beside this sweep. */
+static enum err hold_or_find(struct lock *l, bool *held, bool *had, const struct order *o)
+{
+    enum err err = OK;
+    for (int i = o->again ? AGAIN_SECONDS : 1; i > 0; i--) {
+        *held = false;
+        err_clear();
+        TRY(is_finished(had, o->s, o->cell));
+        if (*had)
+            return OK;
+        err = hold(l, held, o->s, o->cell, 10);
+        if (!err || !*held)
+            break;
+    }
+    return err ? err : is_finished(had, o->s, o->cell);
+}
+
+/* Says who works on the cell: the error of its lock. */
+static void leave_to_other(const struct order *o)
+{
+    log_line(o->again ? LOG_WARN : LOG_INFO, "cell '%s': %s%s",
+             o->s->plan.cell[o->cell].name, err_text(),
+             o->again ? "" : "; this sweep looks again after its other cells");
+    err_clear();
+    *o->elsewhere = true;
+}
+
 static enum err cell_process(void *ctx)
 {
     const struct order *o = ctx;
+    const char *name = o->s->plan.cell[o->cell].name;
     struct lock l = {.fd = -1};
-    bool had = false;
+    bool held, had = false;
     if (*o->gpu)
         setenv("CUDA_VISIBLE_DEVICES", o->gpu, 1);
-    enum err err = hold(&l, o->s, o->cell, CELL_TENTHS);
-    if (!err)
-        err = is_finished(&had, o->s, o->cell);
-    if (!err && !had)
+    enum err err = hold_or_find(&l, &held, &had, o);
+    if (err && held) {
+        leave_to_other(o);
+        return OK;
+    }
+    if (had)
+        log_info("cell '%s': another process has finished it", name);
+    else if (!err)
         err = run_cell(o->s, o->cell);
-    if (!err && had)
-        log_info("cell '%s': another process has finished it",
-                 o->s->plan.cell[o->cell].name);
     lock_release(&l);
-    return err ? err_add(err, "cell '%s': ", o->s->plan.cell[o->cell].name) : OK;
+    return err ? err_add(err, "cell '%s': ", name) : OK;
 }
 
 /* Cells [0, end) of this execution. */
@@ -136,7 +175,8 @@ static int free_slot(const struct crew *c)
 static enum err start(struct crew *c, int i)
 {
     struct sweep *s = c->s;
-    struct order o = {.s = s, .cell = i};
+    struct order o = {s, i, &c->elsewhere[i], c->again, ""};
+    c->elsewhere[i] = false;
     c->slot[c->n] = free_slot(c);
     if (s->parallel > 1 && s->run[i].recipe.device == DEVICE_CUDA)
         sweep_gpu(o.gpu, c->slot[c->n]);
@@ -209,6 +249,8 @@ static void finish(struct crew *c, int k, const struct child_end *end)
         ended_badly(c, i, end);
         return;
     }
+    if (c->elsewhere[i])
+        return;
     const enum err err = sweep_results_take(c->s, &c->s->run[i]);
     if (err) {
         failed(c, i, err, err_text());
@@ -249,9 +291,50 @@ static enum err start_more(struct crew *c)
     const struct sweep *s = c->s;
     while (c->n < s->parallel && c->next < s->plan.n_cells) {
         const int i = c->next++;
-        if (!s->run[i].done && !s->run[i].skip && !has_earlier(s, i))
+        if (c->again ? c->elsewhere[i]
+                     : !s->run[i].done && !s->run[i].skip && !has_earlier(s, i))
             TRY(start(c, i));
     }
+    return OK;
+}
+
+static int count_elsewhere(const struct crew *c, int *last)
+{
+    int n = 0;
+    for (int i = 0; i < c->s->plan.n_cells; i++) {
+        n += c->elsewhere[i];
+        *last = c->elsewhere[i] ? i : *last;
+    }
+    return n;
+}
+
+/* Returns whether cells are left to start. When no cell runs any more, those that others work on
+ * are looked at once more. */
+static bool is_left(struct crew *c)
+{
+    int last;
+    if (c->n || c->next < c->s->plan.n_cells)
+        return true;
+    if (c->again || !count_elsewhere(c, &last))
+        return false;
+    c->again = true;
+    c->next = 0;
+    return true;
+}
+
+/* ERR_USAGE where other processes work on cells still. Each was named. */
+static enum err left_to_others(const struct crew *c)
+{
+    int last = 0;
+    const int n = count_elsewhere(c, &last);
+    FAIL_IF(n == 1, ERR_USAGE,
+            "another process works on cell '%s', and no cell failed; run the same command "
+            "again when it has ended",
+            c->s->plan.cell[last].name);
+    FAIL_IF(n, ERR_USAGE,
+            "other processes work on %d cells, and none failed; run the same command again "
+            "when they have ended",
+            n);
     return OK;
 }
 
@@ -270,7 +353,21 @@ static enum err outcome(const struct crew *c)
     FAIL_IF(!c->failed && c->interrupted, ERR_STOPPED,
             "%d cell%s interrupted; %s has the finished ones", c->interrupted,
             c->interrupted == 1 ? " was" : "s were", s->out_dir);
-    return c->first;
+    return c->failed ? c->first : left_to_others(c);
+}
+
+static enum err run_all(struct crew *c)
+{
+    enum err err = OK;
+    stop_keeps(c->s->out_dir);
+    stop_watch(STOP_AT_STEP);
+    do {
+        if (!err && !stop_asked(NULL))
+            err = start_more(c);
+        reap(c);
+    } while (c->n || (!err && !stop_asked(NULL) && is_left(c)));
+    stop_watch(STOP_AT_ONCE);
+    return err ? err : outcome(c);
 }
 
 static enum err check_verified(const struct sweep *s, int i)
@@ -298,19 +395,16 @@ enum err sweep_check_verified(const struct sweep *s)
 
 enum err sweep_execute(struct sweep *s)
 {
-    struct crew c = {.s = s};
-    enum err err = OK;
+    const size_t bytes = (size_t)s->plan.n_cells * sizeof(bool);
     TRY(sweep_record_write(s, true));
-    stop_keeps(s->out_dir);
-    stop_watch(STOP_AT_STEP);
-    do {
-        if (!err && !stop_asked(NULL))
-            err = start_more(&c);
-        reap(&c);
-    } while (c.n || (!err && !stop_asked(NULL) && c.next < s->plan.n_cells));
-    stop_watch(STOP_AT_ONCE);
-    TRY(err);
-    return outcome(&c);
+    struct crew c = {.s = s,
+                     .elsewhere = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                                       MAP_SHARED | MAP_ANONYMOUS, -1, 0)};
+    FAIL_IF(c.elsewhere == MAP_FAILED, ERR_MEMORY, "cannot share memory: %s",
+            strerror(errno));
+    const enum err err = run_all(&c);
+    munmap(c.elsewhere, bytes);
+    return err;
 }
 
 /* Removes the lock file of a cell that another process finished while this one waited. */
@@ -344,6 +438,7 @@ static enum err work_alone(struct sweep *s, int i)
 
 enum err sweep_execute_cell(struct sweep *s, int i)
 {
+    bool held;
     struct lock l = {.fd = -1};
     const char *name = s->plan.cell[i].name;
     const int twin = sweep_twin(s, i);
@@ -356,7 +451,7 @@ enum err sweep_execute_cell(struct sweep *s, int i)
                  i + 1, name, twin + 1);
         return OK;
     }
-    enum err err = hold(&l, s, i, REQUEUED_TENTHS);
+    enum err err = hold(&l, &held, s, i, REQUEUED_TENTHS);
     if (!err)
         err = work_alone(s, i);
     lock_release(&l);

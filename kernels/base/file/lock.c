@@ -87,11 +87,11 @@ out:
 }
 
 /* Tries again for tenths of a second while another process has the file. */
-static enum err take_by_file(struct lock *l, const char *path, const char *what, int tenths)
+static enum err take_by_file(struct lock *l, bool *held, const char *path, const char *what,
+                             int tenths)
 {
     enum err err;
-    bool held = false;
-    while ((err = try_by_file(l, &held, path, what)) == ERR_USAGE && held && tenths-- > 0) {
+    while ((err = try_by_file(l, held, path, what)) == ERR_USAGE && *held && tenths-- > 0) {
         err_clear();
         nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
     }
@@ -122,20 +122,21 @@ static bool still_named(int fd, const char *path)
 }
 
 /* *again: the lock was taken on a file that has lost its name. */
-static enum err take_once(struct lock *out, bool *again, const char *path, const char *what,
-                          int tenths)
+static enum err take_once(struct lock *out, bool *again, bool *held, const char *path,
+                          const char *what, int tenths)
 {
     enum err err = OK;
     struct lock l = {.fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644)};
     FAIL_IF(l.fd < 0, file_place_error(), "%s: %s", path, strerror(errno));
     const int why = take_by_flock(l.fd, tenths);
-    if (why == EWOULDBLOCK)
+    *held = why == EWOULDBLOCK;
+    if (*held)
         FAIL_OUT(ERR_USAGE, "%s: another process works on %s; wait for it or stop it", path,
                  what);
     if (why == ENOSYS || why == ENOLCK || why == EOPNOTSUPP) {
         log_warn("%s: the file system has no locks (%s); the file %s%s guards %s instead",
                  path, strerror(why), path, LOCK_OWNER_SUFFIX, what);
-        TRY_OUT(take_by_file(&l, path, what, tenths));
+        TRY_OUT(take_by_file(&l, held, path, what, tenths));
     } else if (why) {
         FAIL_OUT(ERR_IO, "%s: cannot lock: %s", path, strerror(why));
     }
@@ -149,14 +150,22 @@ out:
     return err;
 }
 
-enum err lock_take(struct lock *out, const char *path, const char *what, int tenths)
+enum err lock_try(struct lock *out, bool *held, const char *path, const char *what,
+                  int tenths)
 {
     bool again = true;
+    *held = false;
     while (again) {
         again = false;
-        TRY(take_once(out, &again, path, what, tenths));
+        TRY(take_once(out, &again, held, path, what, tenths));
     }
     return OK;
+}
+
+enum err lock_take(struct lock *out, const char *path, const char *what, int tenths)
+{
+    bool held;
+    return lock_try(out, &held, path, what, tenths);
 }
 
 void lock_release(struct lock *l)

@@ -7,6 +7,8 @@
 
 #include "kernels/base/error.h"
 
+#include <stdbool.h>
+
 #define LOCK_OWNER_SUFFIX ".owner"
 
 struct lock {
@@ -20,6 +22,9 @@ struct lock {
  * ERR_USAGE if another process holds it, or may hold it on another host (the message names
  * the file to remove), or if the place does not allow such a file; ERR_IO, ERR_MEMORY. */
 enum err lock_take(struct lock *out, const char *path, const char *what, int tenths);
+/* The same. After ERR_USAGE, *held says whether another process holds the lock, or may hold it. */
+enum err lock_try(struct lock *out, bool *held, const char *path, const char *what,
+                  int tenths);
 /* l may be a lock that is not held: {.fd = -1}. */
 void lock_release(struct lock *l);
 
