@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -263,8 +264,12 @@ def test_what_is_no_sweep_stays(f):
     """A directory cells/ alone does not make its parent a sweep: the empty lock or the list does."""
     def tree(top):
         return {p.relative_to(top): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+    f.reference()
+    row = (f.path / "reference/results.jsonl").read_text()
     places = {"biology": {"cells/a.txt": "x", "results.csv": "mine"}, "cells-only": {"cells/0123456789abcdef.json": "{}"},
-              "own-lock": {"cells/a.txt": "x", "lock": "mine"}}
+              "own-lock": {"cells/a.txt": "x", "lock": "mine"}, "no-cells": {"lock": "", "results.jsonl": ""},
+              "own-list": {"results.jsonl": '{"name": "mine"}\n'}, "own-record": {"sweep.json": '{"cells": []}'},
+              "own-file": {"cells": "x", "results.jsonl": row}}
     for name, files in places.items():
         for file, text in files.items():
             (f.path / name / file).parent.mkdir(parents=True, exist_ok=True)
@@ -281,6 +286,18 @@ def test_what_is_no_sweep_stays(f):
     done = f.call(f.command("odd"), want=2)
     assert "not a cell's result" in done.stderr, done.stderr
     assert (odd / "cells" / "0123456789abcdef.json").exists() and not (odd / "results.jsonl").exists()
+
+
+def test_a_copy_without_an_empty_cells(f):
+    """Git keeps no empty directory. The list says whose place it is, and sweep.json where no cell was finished."""
+    f.reference()
+    for name, leave in (("copied", ()), ("copied-record", ("results.jsonl", "results.csv", "lock"))):
+        shutil.copytree(f.path / "reference", f.path / name, ignore=shutil.ignore_patterns("cells", *leave))
+        plan = f.call(f.command(name, "--plan")).stdout.splitlines()
+        assert [line.split()[0] for line in plan] == (["to"] * 3 if leave else ["done"] * 3), plan
+        assert not (f.path / name / "cells").exists(), "a plan wrote something"
+        done = f.call(f.command(name))
+        assert done.stderr.count("cell 1 of") == bool(leave) and len(f.rows(name)) == 3, done.stderr
 
 
 def test_a_kill_before_the_lock(f):

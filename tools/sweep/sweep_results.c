@@ -13,17 +13,13 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define RESULT_LIMIT ((size_t)64 << 20)
 #define LOCK_TENTHS 50
 #define JOIN_TENTHS 300 /* 1000 processes list a result in some milliseconds each */
-#define LOCK_NAME "lock"
-#define LIST_NAME "results.jsonl"
 
 static enum err check_row(const json_t *row, const char *where)
 {
@@ -102,7 +98,7 @@ static enum err read_list(json_t **out, const char *dir)
     char *path = NULL;
     json_t *list = json_array();
     FAIL_IF(!list, ERR_MEMORY, "out of memory for results");
-    TRY_OUT(file_join(&path, dir, LIST_NAME));
+    TRY_OUT(file_join(&path, dir, SWEEP_LIST));
     if (file_exists(path))
         TRY_OUT(read_rows(list, path));
     *out = list;
@@ -205,7 +201,7 @@ enum err sweep_results_read(json_t **out, const char *dir)
 {
     char *path = NULL;
     TRY(read_all(out, dir));
-    enum err err = file_join(&path, dir, LIST_NAME);
+    enum err err = file_join(&path, dir, SWEEP_LIST);
     if (!err && !json_array_size(*out) && !file_exists(path))
         err = err_set(ERR_NOT_FOUND, __FILE__, __LINE__, "%s: no such file", path);
     mem_free(path);
@@ -225,7 +221,7 @@ static enum err write_jsonl(const struct sweep *s)
     char *path = NULL;
     size_t i;
     json_t *row;
-    TRY(file_join(&path, s->out_dir, LIST_NAME));
+    TRY(file_join(&path, s->out_dir, SWEEP_LIST));
     TRY_OUT(file_writer_open(&w, path));
     json_array_foreach(s->results, i, row)
     {
@@ -357,7 +353,7 @@ static enum err take_all_left(struct sweep *s)
 static enum err take_lock(struct sweep *s, int tenths)
 {
     char *path = NULL;
-    TRY(file_join(&path, s->out_dir, LOCK_NAME));
+    TRY(file_join(&path, s->out_dir, SWEEP_LOCK));
     const enum err err = lock_take(&s->lock, path, "this sweep", tenths);
     mem_free(path);
     return err;
@@ -386,97 +382,19 @@ enum err sweep_results_join(struct sweep *s)
     return err;
 }
 
-/* Is a name in OUT the lock of a sweep, which is empty, or its list, which is read before
- * anything is written? */
-static bool is_mark(int dir, const char *name)
-{
-    struct stat st;
-    const bool lock = !strcmp(name, LOCK_NAME);
-    if (!lock && strcmp(name, LIST_NAME))
-        return false;
-    return !fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode) &&
-           (!lock || !st.st_size);
-}
-
-/* What a directory holds: names that do not begin with a dot. */
-struct entries {
-    int n;
-    bool marked;
-};
-
-static struct entries look_into(const char *path)
-{
-    struct entries c = {0};
-    DIR *d = opendir(path);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        c.n += e->d_name[0] != '.';
-        c.marked |= is_mark(dirfd(d), e->d_name);
-    }
-    if (d)
-        closedir(d);
-    return c;
-}
-
-/* ERR_USAGE where out_dir has files and is no sweep's. A kill can leave an empty cells/
- * alone. */
-static enum err check_place(const char *out_dir, const char *cells)
-{
-    const struct entries c = look_into(out_dir);
-    const bool sweep =
-        file_is_dir(cells) && (c.marked || (c.n == 1 && !look_into(cells).n));
-    FAIL_IF(c.n && !sweep, ERR_USAGE,
-            "%s: holds something that is not a sweep; name another -o OUT", out_dir);
-    return OK;
-}
-
-/* The empty lock says whose directory this is. */
-static enum err make_mark(const char *out_dir)
-{
-    char *path = NULL;
-    struct lock l = {.fd = -1};
-    TRY(file_join(&path, out_dir, LOCK_NAME));
-    const enum err err =
-        file_is_plain(path) ? OK : lock_take(&l, path, "this sweep", LOCK_TENTHS);
-    lock_release(&l);
-    mem_free(path);
-    return err;
-}
-
-enum err sweep_results_make(const char *out_dir)
-{
-    char *cells = NULL;
-    TRY(file_join(&cells, out_dir, "cells"));
-    enum err err = check_place(out_dir, cells);
-    if (!err)
-        err = file_make_dir(cells);
-    if (!err)
-        err = make_mark(out_dir);
-    mem_free(cells);
-    return err;
-}
-
-static enum err check_out(const char *out_dir)
-{
-    char *cells = NULL;
-    TRY(file_join(&cells, out_dir, "cells"));
-    const enum err err = check_place(out_dir, cells);
-    mem_free(cells);
-    return err;
-}
-
 /* Says what there is of OUT before it is made. */
 static enum sweep_made missing(const char *out_dir)
 {
     if (!file_exists(out_dir))
         return SWEEP_MADE_OUT;
-    return look_into(out_dir).n ? SWEEP_MADE_NOTHING : SWEEP_MADE_CELLS;
+    return sweep_place_is_empty(out_dir) ? SWEEP_MADE_CELLS : SWEEP_MADE_NOTHING;
 }
 
 void sweep_results_undo(struct sweep *s)
 {
     char *cells = NULL, *lock = NULL;
     if (s->made != SWEEP_MADE_NOTHING && !file_join(&cells, s->out_dir, "cells") &&
-        !file_join(&lock, s->out_dir, LOCK_NAME) && !rmdir(cells) && !unlink(lock) &&
+        !file_join(&lock, s->out_dir, SWEEP_LOCK) && !rmdir(cells) && !unlink(lock) &&
         s->made == SWEEP_MADE_OUT)
         rmdir(s->out_dir);
     mem_free(cells);
@@ -488,7 +406,7 @@ enum err sweep_results_open(struct sweep *s)
     const struct sweep_settings *own = &s->settings;
     const bool alone = !own->plan_only && !own->share;
     s->made = alone ? missing(s->out_dir) : SWEEP_MADE_NOTHING;
-    TRY(own->plan_only ? check_out(s->out_dir) : sweep_results_make(s->out_dir));
+    TRY(own->plan_only ? sweep_place_check(s->out_dir) : sweep_place_make(s->out_dir));
     if (own->plan_only || own->share)
         return sweep_results_again(s);
     TRY(take_lock(s, LOCK_TENTHS));

@@ -1,14 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
- * Results of a sweep on disk: results.jsonl and results.csv. */
+ * Results of a sweep on disk, results.jsonl and results.csv, and whether a directory is a sweep's,
+ * so that nothing is written among other files (sweep_place.c). */
 #ifndef WKVQ_SWEEP_RESULTS_H
 #define WKVQ_SWEEP_RESULTS_H
 
 #include "tools/sweep/sweep.h"
 
-/* Makes out_dir and out_dir/cells. ERR_USAGE if out_dir contains files that are not a
- * sweep's. */
-enum err sweep_results_make(const char *out_dir);
+#define SWEEP_LOCK "lock" /* empty */
+#define SWEEP_LIST "results.jsonl"
+
+/* Makes out_dir, its folder cells and its lock. ERR_USAGE as below. */
+enum err sweep_place_make(const char *out_dir);
+/* ERR_USAGE where out_dir has files and is no sweep's. It is one if cells/ stands beside the lock
+ * or the list, or alone and empty, as a kill leaves it. Git and other copies leave out an empty
+ * cells/: then the list must have results, or sweep.json cells. */
+enum err sweep_place_check(const char *out_dir);
+/* Returns whether there is nothing in it but names that begin with a dot, or no such directory. */
+bool sweep_place_is_empty(const char *out_dir);
+
 /* Makes OUT, takes its lock, reads results.jsonl, and lists results that a killed run left.
  * With settings.plan_only it reads the same but writes, makes and locks nothing; OUT may be
  * missing. With settings.share it makes OUT and reads. ERR_USAGE if another process works on

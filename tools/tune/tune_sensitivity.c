@@ -164,7 +164,7 @@ enum err tune_sensitivity(struct sensitivity *s, const struct tune_settings *set
                           const uint32_t *model_crc, const struct arch *arch)
 {
     char *path = NULL;
-    TRY(sweep_results_make(settings->work_dir));
+    TRY(sweep_place_make(settings->work_dir));
     TRY(file_join(&path, settings->work_dir, "sensitivity.json"));
     struct order o = {s, settings, model_crc, path};
     enum err err = child_run(process, &o);
