@@ -58,7 +58,7 @@ static void json_lines(void **state)
     struct calib_event e = {.kind = CALIB_STEP, .n_blocks = 4, .epochs = 5, .loss = NAN};
     log_set_level(LOG_WARN);
     unlink(log_file);
-    assert_int_equal(progress_open(&p, true, log_file), OK);
+    assert_int_equal(progress_open(&p, true, log_file, NULL), OK);
     progress_phase(p, "calibrate");
     progress_calib(p, &e);
     e.kind = CALIB_BLOCK;
@@ -73,6 +73,7 @@ static void json_lines(void **state)
     assert_int_equal(json_array_size(lines), 3);
     json_t *step = json_array_get(lines, 1), *block = json_array_get(lines, 2);
     assert_string_equal(json_string_value(json_object_get(step, "event")), "step");
+    assert_null(json_object_get(step, "cell"));
     assert_true(json_is_null(json_object_get(step, "loss"))); /* JSON has no NaN */
     assert_true(json_number_value(json_object_get(block, "loss")) == 0.5);
     assert_true(json_number_value(json_object_get(block, "start_loss")) == 2);
@@ -90,7 +91,7 @@ static void every_kind_has_its_name(void **state)
         [CALIB_ADVANCE] = "advance"};
     struct progress *p;
     unlink(log_file);
-    assert_int_equal(progress_open(&p, true, log_file), OK);
+    assert_int_equal(progress_open(&p, true, log_file, "a \"cell\""), OK);
     for (size_t i = 0; i < ARRAY_LEN(want); i++)
         progress_calib(p, &(struct calib_event){.kind = (enum calib_event_kind)i});
     progress_close(&p);
@@ -98,8 +99,9 @@ static void every_kind_has_its_name(void **state)
     json_t *lines = read_lines();
     assert_int_equal(json_array_size(lines), ARRAY_LEN(want));
     for (size_t i = 0; i < ARRAY_LEN(want); i++) {
-        const json_t *name = json_object_get(json_array_get(lines, i), "event");
-        assert_string_equal(json_string_value(name), want[i]);
+        const json_t *line = json_array_get(lines, i);
+        assert_string_equal(json_string_value(json_object_get(line, "event")), want[i]);
+        assert_string_equal(json_string_value(json_object_get(line, "cell")), "a \"cell\"");
     }
     json_decref(lines);
     unlink(log_file);
@@ -128,7 +130,7 @@ static void restored_work_takes_no_time(void **state)
 {
     struct progress *p;
     unlink(log_file);
-    assert_int_equal(progress_open(&p, true, log_file), OK);
+    assert_int_equal(progress_open(&p, true, log_file, NULL), OK);
     progress_phase(p, "calibrate");
     const double begin = clock_s();
     work(p, 0.01, 0);
@@ -151,7 +153,7 @@ static void unwritable_log_is_refused(void **state)
 {
     struct progress *p = NULL;
     err_clear();
-    assert_int_equal(progress_open(&p, false, "no/such/folder/log.json"), ERR_USAGE);
+    assert_int_equal(progress_open(&p, false, "no/such/folder/log.json", NULL), ERR_USAGE);
     assert_non_null(strstr(err_text(), "no/such/folder/log.json"));
 }
 

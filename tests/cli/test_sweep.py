@@ -177,6 +177,22 @@ def test_killed_and_resumed(f):
         assert figures(got[name]) == figures(want[name]), name
 
 
+def test_whose_events_they_are(f):
+    """Cells at the same time append to one file, in which every event has its cell's name; a phase's, too."""
+    events = f.path / "both.events"
+    f.call(f.command("both", "--parallel", "2", "--log-json", events.name))
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert {e.get("cell") for e in lines if e["event"] != "phase"} == {"full method"}, lines
+    assert {e.get("cell") for e in lines if e["event"] == "phase"} == {"full method", EVIL, "plain"}, lines
+
+
+def test_a_log_that_cannot_be_opened(f):
+    """It is a mistake of the command, not of each cell."""
+    done = f.call(f.command("unlogged", "--log-json", "no/such/folder/log"), want=2)
+    assert done.stderr.count("--log-json no/such/folder/log: ") == 1 and "cell" not in done.stderr, done.stderr
+    assert not (f.path / "unlogged").exists()
+
+
 def test_refused_before_work(f):
     """A refusal leaves nothing that was not there, and no cell is blamed for an option."""
     (f.path / "short.txt").write_text("too short")

@@ -101,7 +101,8 @@ const struct opt opt_given[] = {
 
 const struct opt opt_progress[] = {
     {OPT_TEXT, .name = "log-json", .arg = "FILE", .offset = offsetof(struct args, log_json),
-     .help = "Append progress to FILE, one JSON object per line (default: none)"},
+     .help = "Append progress to FILE, one JSON object per line (default: none). Those of a "
+             "sweep have the cell's name in \"cell\""},
     {0},
 };
 /* clang-format on */

@@ -21,6 +21,7 @@
 
 struct progress {
     FILE *json;
+    const char *cell; /* of a sweep; NULL: none */
     bool terminal, quiet, drawn;
     const char *phase;
     double start_s, last_s; /* clock, in seconds: start of the phase; last line or redraw */
@@ -96,20 +97,27 @@ static void show(struct progress *p, const char *line)
 
 /* --- opening and phases ------------------------------------------------------------- */
 
-enum err progress_open(struct progress **out, bool quiet, const char *log_json)
+enum err progress_open_file(FILE **out, const char *log_json)
+{
+    *out = fopen(log_json, "ae");
+    FAIL_IF(!*out, ERR_USAGE, "--log-json %s: %s", log_json, strerror(errno));
+    /* line-buffered, so that a kill loses no line */
+    setvbuf(*out, NULL, _IOLBF, 1 << 16);
+    return OK;
+}
+
+enum err progress_open(struct progress **out, bool quiet, const char *log_json,
+                       const char *cell)
 {
     struct progress *p = NULL;
     TRY(mem_calloc(&p, 1, sizeof(*p)));
     p->quiet = quiet;
+    p->cell = cell;
     p->terminal = isatty(STDERR_FILENO);
-    if (log_json) {
-        p->json = fopen(log_json, "ae");
-        if (!p->json) {
-            mem_free(p);
-            FAIL(ERR_USAGE, "--log-json %s: %s", log_json, strerror(errno));
-        }
-        /* line-buffered, so that a kill loses no line */
-        setvbuf(p->json, NULL, _IOLBF, 1 << 16);
+    const enum err err = log_json ? progress_open_file(&p->json, log_json) : OK;
+    if (err) {
+        mem_free(p);
+        return err;
     }
     log_set_sink(sink, p);
     *out = p;
@@ -134,6 +142,8 @@ static void write_line(struct progress *p, json_t *o)
 {
     if (!o)
         return;
+    if (p->cell)
+        json_object_set_new(o, "cell", json_string(p->cell));
     (void)json_dumpf(o, p->json, JSON_REAL_PRECISION(9));
     fputc('\n', p->json);
     json_decref(o);

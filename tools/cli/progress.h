@@ -8,12 +8,19 @@
 #include "calib/calib.h"
 #include "calib/refine/refine.h"
 
+#include <stdio.h>
+
 struct progress; /* opaque; one thread */
 
 /* Opens the progress output. quiet: no lines for people. log_json: file to append to, or
- * NULL. It receives the log's lines until it is closed. ERR_USAGE if the file cannot be
+ * NULL. It receives the log's lines until it is closed. cell: the name of a sweep's cell, which
+ * every object of the file has then; NULL: none. Borrowed. ERR_USAGE if the file cannot be
  * opened. */
-enum err progress_open(struct progress **out, bool quiet, const char *log_json);
+enum err progress_open(struct progress **out, bool quiet, const char *log_json,
+                       const char *cell);
+/* Opens the file alone, to be closed with fclose: a command whose processes append to it holds it
+ * open, so that a mistake is told once, and a reader of a pipe sees one end. */
+enum err progress_open_file(FILE **out, const char *log_json);
 void progress_close(struct progress **p);
 
 /* Reports an event of a calibration; a callback for calib_io.event. */

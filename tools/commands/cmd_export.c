@@ -315,7 +315,7 @@ static enum err print_notes(const struct export_job *j, const struct args *a)
 static enum err write_export(struct export_job *j, const struct args *a)
 {
     struct progress *p = NULL;
-    TRY(progress_open(&p, a->quiet, a->log_json));
+    TRY(progress_open(&p, a->quiet, a->log_json, NULL));
     stop_watch(STOP_AT_STEP);
     progress_phase(p, "export");
     j->progress = progress_write;

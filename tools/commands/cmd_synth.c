@@ -72,7 +72,7 @@ static enum err run(struct args *a)
     struct synth_settings s;
     struct progress *p = NULL;
     TRY(read_settings(&s, a));
-    TRY(progress_open(&p, a->quiet, a->log_json));
+    TRY(progress_open(&p, a->quiet, a->log_json, NULL));
     stop_watch(STOP_AT_STEP);
     progress_phase(p, "synth");
     const double start = clock_s();

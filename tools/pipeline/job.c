@@ -25,7 +25,7 @@ static enum err open_place(struct job *j)
         j->model_dir);
     FAIL_IF(!file_is_dir(j->model_dir), ERR_NOT_FOUND, "%s: no such directory",
             j->model_dir);
-    return progress_open(&j->progress, o->quiet, o->log_json);
+    return progress_open(&j->progress, o->quiet, o->log_json, o->cell);
 }
 
 enum err job_open(struct job *j, const struct recipe_input *in,

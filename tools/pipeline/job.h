@@ -20,6 +20,7 @@ struct job_options {
         *source; /* state or artifact that brings the recipe, for messages; or NULL */
     bool quiet;  /* print no progress lines */
     const char *log_json;      /* file for progress; NULL: none */
+    const char *cell;          /* name of a sweep's cell, for log_json; NULL: none */
     bool plan;                 /* only estimate memory and time */
     bool json;                 /* print reports as one JSON object */
     uint64_t shard_bytes;      /* bytes per file of an artifact; 0: the writer's default */

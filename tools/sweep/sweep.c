@@ -412,6 +412,8 @@ enum err sweep_open(struct sweep *s, const struct sweep_settings *settings,
                         .lock.fd = -1};
     s->gpu_cells = sweep_gpu_cells(s->parallel); /* before a cell sees one GPU alone */
     *plan = (struct sweep_plan){0};
+    if (settings->log_json && !settings->plan_only)
+        TRY(progress_open_file(&s->log, settings->log_json));
     TRY(settle_eval(s));
     enum err err = open_model(s);
     if (!err)
@@ -444,6 +446,8 @@ void sweep_close(struct sweep *s)
     }
     mem_free(s->run);
     free_texts(s);
+    if (s->log)
+        fclose(s->log);
     sweep_measures_close(s);
     tokenizer_close(&s->tokenizer);
     sweep_results_close(s);

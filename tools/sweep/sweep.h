@@ -139,6 +139,7 @@ struct sweep {
     int64_t gpu_cells; /* of the parallel ones, those that share a GPU */
     enum recipe_compute
         preferred[3]; /* by enum recipe_device; COMPUTE_AUTO: not determined yet */
+    FILE *log;        /* settings.log_json, which the cells open too; NULL: none */
     json_t *results;  /* array of the objects in results.jsonl */
     struct lock lock;
     enum sweep_made made;

@@ -83,6 +83,7 @@ static enum err open_job(struct job *j, struct cell *c, int text)
     const struct job_options options = {.model_dir = c->s->model_dir,
                                         .quiet = s->quiet || c->s->parallel > 1,
                                         .log_json = s->log_json,
+                                        .cell = c->s->plan.cell[c->run - c->s->run].name,
                                         .model_crc = &c->s->model_crc};
     TRY(job_open_recipe(j, &c->run->recipe, &options));
     share_machine(j, c->s);
