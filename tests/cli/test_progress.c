@@ -8,6 +8,7 @@
 #include "kernels/base/mem.h"
 #include "tools/cli/progress.h"
 
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -157,6 +158,29 @@ static void unwritable_log_is_refused(void **state)
     assert_non_null(strstr(err_text(), "no/such/folder/log.json"));
 }
 
+static int warnings;
+
+static void count_warnings(void *ctx, enum log_level level, const char *line)
+{
+    warnings += level == LOG_WARN && strstr(line, "--log-json /dev/full: cannot write: ") &&
+                strstr(line, strerror(ENOSPC));
+}
+
+static void a_full_disk_is_said_once(void **state)
+{
+    struct progress *p;
+    const struct calib_event e = {.kind = CALIB_STEP, .n_blocks = 4, .epochs = 5};
+    warnings = 0;
+    assert_int_equal(progress_open(&p, true, "/dev/full", NULL), OK);
+    log_set_sink(count_warnings, NULL);
+    progress_phase(p, "calibrate");
+    progress_calib(p, &e);
+    progress_calib(p, &e);
+    progress_close(&p);
+    assert_int_equal(warnings, 1);
+    log_set_sink(NULL, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -165,6 +189,7 @@ int main(void)
         cmocka_unit_test(every_kind_has_its_name),
         cmocka_unit_test(restored_work_takes_no_time),
         cmocka_unit_test(unwritable_log_is_refused),
+        cmocka_unit_test(a_full_disk_is_said_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,7 +21,9 @@
 
 struct progress {
     FILE *json;
-    const char *cell; /* of a sweep; NULL: none */
+    const char *json_path; /* borrowed */
+    bool lost;             /* it was said that lines are lost */
+    const char *cell;      /* of a sweep; NULL: none */
     bool terminal, quiet, drawn;
     const char *phase;
     double start_s, last_s; /* clock, in seconds: start of the phase; last line or redraw */
@@ -112,6 +114,7 @@ enum err progress_open(struct progress **out, bool quiet, const char *log_json,
     struct progress *p = NULL;
     TRY(mem_calloc(&p, 1, sizeof(*p)));
     p->quiet = quiet;
+    p->json_path = log_json;
     p->cell = cell;
     p->terminal = isatty(STDERR_FILENO);
     const enum err err = log_json ? progress_open_file(&p->json, log_json) : OK;
@@ -124,6 +127,15 @@ enum err progress_open(struct progress **out, bool quiet, const char *log_json,
     return OK;
 }
 
+/* Says once why the file lacks lines: the work itself continues without them. */
+static void say_lost(struct progress *p)
+{
+    if (!p->lost)
+        log_warn("--log-json %s: cannot write: %s; it lacks events of this run",
+                 p->json_path, strerror(errno));
+    p->lost = true;
+}
+
 void progress_close(struct progress **pp)
 {
     struct progress *p = *pp;
@@ -131,21 +143,24 @@ void progress_close(struct progress **pp)
         return;
     erase(p);
     log_set_sink(NULL, NULL);
-    if (p->json)
-        fclose(p->json);
+    if (p->json && fclose(p->json))
+        say_lost(p);
     mem_free(p);
     *pp = NULL;
 }
 
-/* Writes o as one line and releases it. NULL: memory was refused, and the line is lost. */
+/* Writes o as one line and releases it. NULL: memory was refused, and the line is lost. The end of
+ * the line flushes it, so that an error is seen here. */
 static void write_line(struct progress *p, json_t *o)
 {
     if (!o)
         return;
     if (p->cell)
         json_object_set_new(o, "cell", json_string(p->cell));
-    (void)json_dumpf(o, p->json, JSON_REAL_PRECISION(9));
-    fputc('\n', p->json);
+    const bool written =
+        !json_dumpf(o, p->json, JSON_REAL_PRECISION(9)) && fputc('\n', p->json) != EOF;
+    if (!written)
+        say_lost(p);
     json_decref(o);
 }
 

@@ -14,8 +14,8 @@ struct progress; /* opaque; one thread */
 
 /* Opens the progress output. quiet: no lines for people. log_json: file to append to, or
  * NULL. It receives the log's lines until it is closed. cell: the name of a sweep's cell, which
- * every object of the file has then; NULL: none. Borrowed. ERR_USAGE if the file cannot be
- * opened. */
+ * every object of the file has then; NULL: none. Both are borrowed. ERR_USAGE if the file
+ * cannot be opened. If lines cannot be written later, a warning says so once. */
 enum err progress_open(struct progress **out, bool quiet, const char *log_json,
                        const char *cell);
 /* Opens the file alone, to be closed with fclose: a command whose processes append to it holds it
