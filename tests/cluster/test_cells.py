@@ -144,6 +144,17 @@ def test_print_cells(f):
     same_as_reference(f, "printed")
 
 
+def test_a_cell_as_json(f):
+    """Its result, whether it is computed now or was there; a twin's is that of the first cell, under its own name."""
+    (f.path / "twins.yaml").write_text(SWEEP.replace("eval:", "  - {name: twin, set: {weights.bits: 16, kv.bits: 16}}\neval:"))
+    shown = lambda n: json.loads(f.call(f.command("as-json", "--json", "--cell", n, file="twins.yaml")).stdout)
+    assert shown("4") is None
+    row, again, twin = shown("3"), shown("3"), shown("4")
+    (listed,) = f.rows("as-json")
+    assert row == again and row["name"] == "plain" and row["cell"] == 3 and row["identity"] == listed["identity"], row
+    assert abs(row["ppl"] - listed["ppl"]) < 1e-4 and twin == {**row, "name": "twin", "cell": 4}, (row, twin)
+
+
 def test_a_killed_cell(f):
     f.reference()
     rng = random.Random(3)
@@ -290,6 +301,9 @@ def test_submission(f):
     assert words == ["--job-name=wkvq-sweep", "--requeue", "--open-mode=append", "--output=50%% of 'a b'/logs/%A_%a.log",
                      "--array=1,3%2", "--mem=2G", "--time=5", f"{out}/slurm.sh"], words
     same_as_reference(f, out)
+    _, words = with_sbatch(f, f.command("wide", "--slurm", "--parallel", "1024"))
+    assert "--array=1-3%1024" in words, words
+    same_as_reference(f, "wide")
     done, words = with_sbatch(f, f.command(out, "--slurm"))
     assert words is None and "all cells are done" in done.stderr, (words, done.stderr)
     _, words = with_sbatch(f, f.command("--wrap=id", "--slurm"))

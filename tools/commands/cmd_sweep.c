@@ -58,10 +58,10 @@ static const struct opt options[] = {
      .value = "0", .lo = 0, .hi = 1 << 24,
      .help = "Tokens of a question; longer ones lose their beginning (--zeroshot) or their "
              "middle (--longbench). 0 = as --ctx"},
-    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "0", 0, SWEEP_PARALLEL_MAX,
-     .help = "Cells at the same time; they share cores and memory budget, and each has a GPU "
-             "of its own where there are several. With --slurm, the array's limit. 0 means "
-             "1 here and no limit under Slurm"},
+    {OPT_INT, 'p', "parallel", "N", offsetof(struct args, parallel), "0", 0, SWEEP_CELLS_MAX,
+     .help = "Cells at the same time, at most 64; they share cores and memory budget, and each "
+             "has a GPU of its own where there are several. With --slurm, the array's limit. 0 "
+             "means 1 here and no limit under Slurm"},
     {OPT_FLAG, 'k', "keep", .offset = offsetof(struct args, keep),
      .help = "Keep every cell's artifact, or else its state, in OUT/cells, so that more "
              "measures can be added without calibrating again"},
@@ -76,7 +76,8 @@ static const struct opt options[] = {
     {OPT_INT, .name = "cell", .arg = "N", .offset = offsetof(struct args, cell), .value = "0",
      .lo = 0, .hi = SWEEP_CELLS_MAX,
      .help = "Run cell N alone; others may run at the same time, also on other machines. "
-             "--slurm and --print-cells then have no effect. 0 = all cells"},
+             "--slurm and --print-cells then have no effect, and --json prints the cell's "
+             "result. 0 = all cells"},
     {OPT_TEXT, .name = "expect", .arg = "HASH", .offset = offsetof(struct args, expect),
      .help = "With --cell: refuse a cell N of another hash than this one of --print-cells, as "
              "after a change of the sweep's file. --slurm does so (default: any cell)"},
@@ -174,6 +175,27 @@ static enum err print_results(const struct sweep *s, const struct args *a)
     return err;
 }
 
+/* Prints the result of cell i under its name; null: a twin whose first cell has none yet. */
+static enum err print_cell(const struct sweep *s, int i)
+{
+    size_t k;
+    json_t *now, *earlier, *row, *cells = sweep_record_cells(s), *found = NULL;
+    enum err err = sweep_record_split(&now, &earlier, cells, s->results);
+    json_array_foreach(now, k, row)
+    {
+        if (json_integer_value(json_object_get(row, "cell")) == i + 1)
+            found = row;
+    }
+    json_t *out = found ? json_incref(found) : json_null();
+    if (!err)
+        err = json_print(out, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(out);
+    json_decref(now);
+    json_decref(earlier);
+    json_decref(cells);
+    return err;
+}
+
 /* Writes OUT/report.html. */
 static enum err put_page(const struct sweep *s)
 {
@@ -212,7 +234,10 @@ static enum err run_cell(struct sweep *s, const struct args *a)
     FAIL_IF(a->cell > s->plan.n_cells, ERR_USAGE, "--cell %" PRId64 ": %s has %d cells",
             a->cell, a->pos.item[0], s->plan.n_cells);
     TRY(sweep_record_write(s, false));
-    return sweep_execute_cell(s, (int)a->cell - 1);
+    const enum err err = sweep_execute_cell(s, (int)a->cell - 1);
+    if (a->json && (!err || err == ERR_VERIFY)) /* such a cell has a result, too */
+        TRY(print_cell(s, (int)a->cell - 1));
+    return err;
 }
 
 /* Does what the options want of an open sweep. */
@@ -291,6 +316,11 @@ static enum err run(struct args *a)
         .plan_only = a->plan,
         .command = command,
         .share = !a->plan && (a->cell || a->slurm || a->print_cells)};
+    if (!settings.share && !settings.plan_only && a->parallel > SWEEP_PARALLEL_MAX)
+        FAIL_OUT(ERR_USAGE,
+                 "--parallel=%" PRId64 ": want at most %d cells at the same time on this "
+                 "machine; only --slurm takes more",
+                 a->parallel, SWEEP_PARALLEL_MAX);
     TRY_OUT(sweep_open(&s, &settings, &plan));
     err = act(&s, a);
 out:

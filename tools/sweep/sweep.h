@@ -52,8 +52,8 @@ struct sweep_settings {
     int n_eval_data;
     int64_t eval_windows; /* 0: all windows; -1: the plan's number */
     int64_t eval_ctx;     /* tokens per window; 0: the plan's number */
-    /* Cells at the same time, to SWEEP_PARALLEL_MAX; 0: 1. With share, only the limit of
-     * sweep_submit; 0: none. */
+    /* Cells at the same time; 0: 1. At most SWEEP_PARALLEL_MAX where sweep_execute is called. With
+     * share, only the limit of sweep_submit; 0: none. */
     int64_t parallel;
     /* Measures besides the perplexity of the evaluation's text (sweep_measures.h) */
     const char *const *eval_texts; /* [n_eval_texts] NAME=FILE */

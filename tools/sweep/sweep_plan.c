@@ -64,9 +64,20 @@ static enum err flatten(struct set_list *l, const struct yaml *map, const char *
     return OK;
 }
 
+/* Lists of cells have a line for each, with tabs between its parts. */
+static enum err check_name(const char *name, const char *path, int line)
+{
+    for (const char *p = name; *p; p++)
+        FAIL_IF((unsigned char)*p < 0x20 || *p == 0x7f, ERR_USAGE,
+                "%s: line %d: a cell's name has the control character 0x%02x; use blanks",
+                path, line, (unsigned)*p);
+    return OK;
+}
+
 static enum err new_cell(struct sweep_cell **out, struct sweep_plan *p, const char *name,
                          const char *path, int line)
 {
+    TRY(check_name(name, path, line));
     for (int i = 0; i < p->n_cells; i++)
         FAIL_IF(!strcmp(p->cell[i].name, name), ERR_USAGE,
                 "%s: line %d: a cell named '%s' exists already, from line %d; give each "
