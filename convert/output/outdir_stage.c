@@ -22,6 +22,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -427,8 +428,31 @@ out:
     return err;
 }
 
-/* Tidies the stages of final in dir, which are called NAME.tmp.TAG. */
-static enum err tidy_in(const char *dir, const char *name, const char *final, bool inside)
+static uint64_t counted; /* by count_bytes, which nftw calls without a context */
+
+static int count_bytes(const char *path, const struct stat *st, int kind, struct FTW *at)
+{
+    counted += kind == FTW_F ? (uint64_t)st->st_size : 0;
+    return 0;
+}
+
+/* Says what stays after a reboot, or of a machine that was lost: no command of this machine
+ * removes it, because its process may run. */
+static void say_elsewhere(const char *stage)
+{
+    counted = 0;
+    (void)nftw(stage, count_bytes, 4, FTW_PHYS);
+    log_warn("%s: %.1f MB of a run on another machine, or from before this one's last "
+             "start, which are kept; remove the directory if that run has ended",
+             stage, 1e-6 * (double)counted);
+}
+
+static bool told_elsewhere; /* a command looks at a place several times */
+
+/* Tidies the stages of final in dir, which are called NAME.tmp.TAG. *found: there are some whose
+ * process may run elsewhere. */
+static enum err tidy_in(bool *found, const char *dir, const char *name, const char *final,
+                        bool inside)
 {
     enum err err = OK;
     DIR *d = opendir(dir);
@@ -444,6 +468,11 @@ static enum err tidy_in(const char *dir, const char *name, const char *final, bo
             err = err_set(ERR_USAGE, __FILE__, __LINE__,
                           "%s: another process writes into %s; wait for it or stop it",
                           path, final);
+        if (state == OWNER_ELSEWHERE && is_real_dir(path)) {
+            *found = true;
+            if (!told_elsewhere)
+                say_elsewhere(path);
+        }
         mem_free(path);
     }
 out:
@@ -455,11 +484,13 @@ out:
 enum err stage_tidy(const char *final)
 {
     enum err err = OK;
+    bool found = false;
     char *parent = NULL;
     TRY(file_parent(&parent, final));
-    TRY_OUT(tidy_in(parent, file_base_name(final), final, false));
-    TRY_OUT(tidy_in(final, STAGE_INSIDE, final, true));
+    TRY_OUT(tidy_in(&found, parent, file_base_name(final), final, false));
+    TRY_OUT(tidy_in(&found, final, STAGE_INSIDE, final, true));
 out:
+    told_elsewhere |= found;
     mem_free(parent);
     return err;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The place of an output: while the disk fails nothing is lost, and of model cards only a
- * writer's own is removed. */
+ * The place of an output: while the disk fails nothing is lost, of model cards only a writer's own
+ * is removed, and what a run elsewhere left is named. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,6 +21,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static char dir[96], model_dir[128], out_dir[128];
 /* The system cannot exchange directories, and none gets the name of out_dir. */
@@ -147,12 +148,46 @@ static void another_card_is_kept(void **state)
     assert_true(scratch_remove(card) && scratch_remove(stage));
 }
 
+static int warnings;
+
+static void count_warnings(void *ctx, enum log_level level, const char *line)
+{
+    warnings += level == LOG_WARN &&
+                strstr(line, ".tmp.4711-1a2b-00000000: 2.0 MB of a run") &&
+                strstr(line, "remove the directory if that run has ended");
+}
+
+/* As after a reboot: the tag is of no process that this host could know. */
+static void a_stage_of_elsewhere_is_named_and_stays(void **state)
+{
+    struct outdir d;
+    char stage[200], data[240], file[280], mine[200], card[240];
+    bool taken;
+    snprintf(stage, sizeof(stage), "%s.tmp.4711-1a2b-00000000", out_dir);
+    snprintf(data, sizeof(data), "%s/data", stage);
+    snprintf(file, sizeof(file), "%s/model.safetensors", data);
+    assert_int_equal(file_make_new_dir(&taken, stage), OK);
+    assert_int_equal(file_make_new_dir(&taken, data), OK);
+    assert_int_equal(file_write_all(file, "", 0), OK);
+    assert_int_equal(truncate(file, 2000000), 0);
+    log_set_sink(count_warnings, NULL);
+    for (int i = 0; i < 2; i++) {
+        open_stage(&d, mine, card);
+        outdir_abort(&d);
+    }
+    assert_int_equal(warnings, 1);
+    assert_int_equal(file_size(file), 2000000);
+    assert_true(scratch_remove(data) && scratch_remove(stage));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_written_card_is_ours, setup, teardown),
         cmocka_unit_test_setup_teardown(another_card_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(the_old_artifact_survives, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_stage_of_elsewhere_is_named_and_stays, setup,
+                                        teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
