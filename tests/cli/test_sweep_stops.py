@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import harness
 import processes
 import tiny
-from test_sweep import EVIL, Fixture
+from test_sweep import EVIL, SWEEP, Fixture
 
 
 def test_interrupted(f):
@@ -114,6 +114,27 @@ def test_an_interrupted_cell(f):
     assert code == 130 and names == [EVIL, "plain"], (code, names, said)
     assert "cell 'full method': interrupted" in said and "unknown" not in said, said
     assert len(list((f.path / "cell-stopped/cells").glob("*.state"))) == 1
+
+
+def test_a_state_of_other_settings(f):
+    """The sweep names it, and its size, and lets it stay."""
+    code, said, _ = signal_first_cell(f, "changed", signal.SIGKILL)
+    (state,) = (f.path / "changed").glob("cells/*.state")
+    assert code == 1 and "not in this sweep" not in said, said
+    size = sum(p.stat().st_size for p in state.iterdir())
+    for _ in range(2):
+        said = f.call(f.command("changed")).stderr
+        assert f"changed/cells: 1 state of cells that are not in this sweep, {size / 1e6:.1f} MB: {state.name}; " in said, said
+        assert state.is_dir()
+
+
+def test_a_kept_state(f):
+    """A state that --keep kept is wanted, also in a sweep of other cells."""
+    (f.path / "kept.yaml").write_text(SWEEP[:SWEEP.index("cells:")] + "cells: [{name: channel, set: {kv.method: channel}}]\n"
+                                      "eval: {data: eval.txt, windows: 4, ctx: 64}\n")
+    said = f.call(f.command("kept", "--keep", file="kept.yaml")).stderr
+    said += f.call(f.command("kept", "--set", "calibration.epochs=1", file="kept.yaml")).stderr
+    assert len(list((f.path / "kept").glob("cells/*.state"))) == 1 and "not in this sweep" not in said, said
 
 
 if __name__ == "__main__":

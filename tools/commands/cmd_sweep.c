@@ -11,6 +11,7 @@
 #include "tools/sweep/sweep.h"
 #include "tools/sweep/sweep_columns.h"
 #include "tools/sweep/sweep_record.h"
+#include "tools/sweep/sweep_results.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -258,6 +259,7 @@ static enum err act(struct sweep *s, const struct args *a)
         return sweep_submit(s, a->slurm, a->argc, a->argv);
     }
     TRY(sweep_execute(s));
+    sweep_place_say_others(s);
     TRY(print_results(s, a)); /* first, as the page may fail */
     TRY(put_page(s));
     return sweep_check_verified(s);

@@ -3,15 +3,20 @@
 
 #include "kernels/base/file/file.h"
 #include "kernels/base/file/lock.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "tools/sweep/sweep_record.h"
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define LOCK_TENTHS 50
+#define NAMED 3 /* states in a message */
 
 /* Is a name in OUT the lock of a sweep, which is empty, or its list, which is read before
  * anything is written? */
@@ -114,4 +119,69 @@ enum err sweep_place_make(const char *out_dir)
         err = make_mark(out_dir);
     mem_free(cells);
     return err;
+}
+
+/* --- states of other cells ---------------------------------------------------------- */
+
+/* *hash = that of a state's name, HASH.state. false: another file. */
+static bool is_state(char hash[SWEEP_HASH_MAX], const char *name)
+{
+    snprintf(hash, SWEEP_HASH_MAX, "%.16s", name);
+    return strlen(name) == 16 + 6 && !strcmp(name + 16, ".state") &&
+           strspn(hash, "0123456789abcdef") == 16;
+}
+
+/* Has the state's cell a result? Then --keep kept the state. */
+static bool is_kept(const struct sweep *s, const char *hash)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(s->results, i, row)
+    {
+        const char *of = json_string_value(json_object_get(row, "hash"));
+        if (of && !strcmp(of, hash))
+            return true;
+    }
+    return false;
+}
+
+/* A state has files alone. */
+static uint64_t bytes_in(int cells, const char *name)
+{
+    uint64_t n = 0;
+    struct stat st;
+    const int fd = openat(cells, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (!fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode))
+            n += (uint64_t)st.st_size;
+    if (d)
+        closedir(d);
+    else if (fd >= 0)
+        close(fd);
+    return n;
+}
+
+void sweep_place_say_others(const struct sweep *s)
+{
+    char *cells = NULL, hash[SWEEP_HASH_MAX], names[NAMED * 24 + 1] = "";
+    int n = 0;
+    uint64_t bytes = 0;
+    DIR *d = file_join(&cells, s->out_dir, "cells") ? NULL : opendir(cells);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        if (!is_state(hash, e->d_name) || is_kept(s, hash))
+            continue;
+        const size_t at = strlen(names);
+        if (n++ < NAMED)
+            snprintf(names + at, sizeof(names) - at, "%s%s", at ? ", " : "", e->d_name);
+        bytes += bytes_in(dirfd(d), e->d_name);
+    }
+    if (d)
+        closedir(d);
+    if (n)
+        log_warn(
+            "%s: %d state%s of cells that are not in this sweep, %.1f MB: %s%s; a sweep "
+            "that has the cells resumes them, and else you can remove them",
+            cells, n, plural(n), 1e-6 * (double)bytes, names, n > NAMED ? ", ..." : "");
+    mem_free(cells);
 }

@@ -19,6 +19,10 @@ enum err sweep_place_check(const char *out_dir);
 /* Returns whether there is nothing in it but names that begin with a dot, or no such directory. */
 bool sweep_place_is_empty(const char *out_dir);
 
+/* For a sweep whose cells all have results: warns of states in cells/ of cells without one, which
+ * an interrupted run with other settings left. They stay. */
+void sweep_place_say_others(const struct sweep *s);
+
 /* Makes OUT, takes its lock, reads results.jsonl, and lists results that a killed run left.
  * With settings.plan_only it reads the same but writes, makes and locks nothing; OUT may be
  * missing. With settings.share it makes OUT and reads. ERR_USAGE if another process works on
