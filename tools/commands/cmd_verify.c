@@ -30,7 +30,8 @@ static const struct opt options[] = {
      .help = "Windows of part 4, which compares perplexity by decode with that of the "
              "simulation"},
     {OPT_INT, .name = "ctx", .arg = "N", .offset = offsetof(struct args, ctx), .value = "512",
-     .lo = 2, .hi = 1 << 24, .help = "Tokens of such a window"},
+     .lo = 2, .hi = 1 << 24,
+     .help = "Tokens of such a window; the default becomes shorter where the model is"},
     {OPT_REAL, .name = "max-kl", .arg = "NATS", .offset = offsetof(struct args, max_kl),
      .value = "0.001", .lo = 1e-12, .hi = 100,
      .help = "Largest mean KL divergence of the runtime's logits from the simulation's"},
@@ -56,13 +57,44 @@ static enum err read_text(struct job *j)
     return job_read_text(j);
 }
 
+static bool is_given(const struct args *a, const char *name)
+{
+    const struct opt *o = options;
+    while (!o->name || strcmp(o->name, name))
+        o++;
+    return opt_changed(a, o);
+}
+
+/* A length that was given must fit the model. The defaults become as short as it is. */
+static enum err check_lengths(const struct job *j, const struct args *a)
+{
+    enum err err = OK;
+    if (!j->ids.n)
+        return OK;
+    if (is_given(a, "ctx"))
+        err = arch_check_length(&j->arch, a->ctx);
+    if (err)
+        return err_add(err, "--ctx: ");
+    if (is_given(a, "logit-tokens"))
+        err = arch_check_length(&j->arch, a->logit_tokens);
+    return err ? err_add(err, "--logit-tokens: ") : OK;
+}
+
 /* One window is read even if the text does not fill it. */
 static void warn_of_few(const struct job *j, const struct args *a)
 {
-    if (j->ids.n && (int64_t)j->ids.n < a->ctx)
-        log_warn("the text has %zu token%s, fewer than a window of --ctx %" PRId64
+    const int64_t n = (int64_t)j->ids.n;
+    const int64_t ctx = a->ctx < j->arch.max_positions ? a->ctx : j->arch.max_positions;
+    if (!n)
+        return;
+    if (n < a->ctx)
+        log_warn("the text has %" PRId64 " token%s, fewer than a window of --ctx %" PRId64
                  ": logits and perplexity are compared on these alone; give more text",
-                 j->ids.n, plural((int64_t)j->ids.n), a->ctx);
+                 n, plural(n), a->ctx);
+    else if (n / ctx < a->windows)
+        log_warn("--windows %" PRId64 ": the text has %" PRId64, a->windows, n / ctx);
+    if (n < a->logit_tokens && is_given(a, "logit-tokens"))
+        log_warn("--logit-tokens %" PRId64 ": the text has %" PRId64, a->logit_tokens, n);
 }
 
 static enum err check_keys(const struct args *a)
@@ -177,6 +209,7 @@ static enum err run(struct args *a)
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(check_keys(a));
     TRY_OUT(read_text(&j));
+    TRY_OUT(check_lengths(&j, a));
     warn_of_few(&j, a);
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, a, s));
