@@ -183,6 +183,23 @@ def test_packed(f):
         assert differs, "a quantized cache does not show"
 
 
+def test_chunks(f):
+    """The last line says how the context and what is scored are read; a chunk of --ctx is one prefill."""
+    out, name = f.packed("1"), SETS["piqa"][0]
+    whole, rows = f.evaluate(out, "--decode", files=[name])
+    for chunk in ("200", "1000"):
+        result, same = f.evaluate(out, "--decode", "--chunk", chunk, files=[name])
+        assert result["chunk"] == whole["chunk"] == 0 and same == rows, (result, same)
+    for more, said in ((["--decode"], "prefill, then chunk 1"), (["--decode", "--chunk", "7"],
+                       "context in chunks of 7, then chunk 1"), (["--decode", "--chunk", "1"], "chunk 1"),
+                       (["--chunk", "7"], "chunk 7"), (["--decode", "--chunk", "64"], "prefill, then chunk 1"),
+                       (["--chunk", "64"], "chunk 64")):
+        last = f.run("eval", out, "--task", "zeroshot", "--data", name, "--ctx", "64", "-q", *more).stdout.splitlines()[-1]
+        assert last.endswith(f", {said}, no BOS"), (more, last)
+    _, short = f.evaluate(out, "--decode", "--chunk", "7", files=[name])
+    assert [row["ll"] for row in short] != [row["ll"] for row in rows], "the chunk does not matter"
+
+
 def test_contexts_of_a_question(f):
     """Contexts may differ in length, and one may be the beginning of another, in either order."""
     f.run("convert", "model", "-o", "plain", "-q", "--set", "weights.group_size=8", "--set", "kv.group_size=8")

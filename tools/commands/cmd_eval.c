@@ -30,7 +30,7 @@ static const struct opt options[] = {
      .help = "Use N questions of each file, taken evenly from the whole file; 0 = all"},
     {OPT_LIST, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
      .help = "File of right answers, one number per line, for a --data file without them "
-             "(PIQA's dev.jsonl); repeatable, one for each such file, in their order"},
+             "(PIQA's dev.jsonl); repeatable, one for each such file in their order"},
     {OPT_TEXT, .name = "against", .arg = "MODEL", .offset = offsetof(struct args, against),
      .help = "Compare with this checkpoint or artifact, window by window (ppl): "
              "difference, KL divergence, agreement; --simulate and --state apply to the "
@@ -61,7 +61,8 @@ static const struct opt options[] = {
      .lo = 0, .hi = 1 << 24,
      .help = "Tokens processed at a time; the cache of all earlier tokens is quantized: 1 "
              "is decode, CTX is one prefill. 0: 1 for perplexity and simulation; for "
-             "tasks on the packed runtime the whole context at once, then 1"},
+             "tasks on the packed runtime the whole context at once, then 1. These read the "
+             "context in chunks of N, then token by token"},
     {OPT_INT, .name = "kv-bits", .arg = "BITS", .offset = offsetof(struct args, kv_bits),
      .value = "0", .lo = 0, .hi = 16,
      .help = "16 leaves the cache in full precision; 0 follows the artifact or the "
@@ -329,6 +330,15 @@ static enum err score_predictions(const struct args *a)
     return eval_predictions(a->predictions.item, a->predictions.n, a->json);
 }
 
+/* Tokens that are processed at a time; 0: the whole context, then token by token, as the packed
+ * runtime answers questions. A chunk as long as any context is the same. */
+static int64_t chunk_of(const struct args *a, bool packed_task)
+{
+    if (packed_task)
+        return a->chunk < a->ctx ? a->chunk : 0;
+    return a->chunk ? a->chunk : 1;
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -351,7 +361,7 @@ static enum err run(struct args *a)
                      .windows = a->windows,
                      .ctx = a->ctx,
                      .first = strcmp(a->score, "all") ? a->ctx / 2 : 0,
-                     .chunk = !packed_task && !a->chunk ? 1 : a->chunk,
+                     .chunk = chunk_of(a, packed_task),
                      .decode = a->decode || longbench};
     if (a->predictions.n)
         return score_predictions(a);

@@ -111,10 +111,20 @@ enum err task_has_bos(bool *yes, const struct eval *e)
 
 /* --- results ------------------------------------------------------------------------ */
 
+/* The packed runtime reads what it scores or answers token by token, and in chunks what stands
+ * before. The simulation reads all in chunks. */
+static void protocol_text(char *out, size_t n, const struct eval *e)
+{
+    if (e->decode && e->chunk > 1)
+        snprintf(out, n, "context in chunks of %" PRId64 ", then chunk 1", e->chunk);
+    else
+        chunk_text(out, n, e);
+}
+
 void task_print_model(const struct eval *e, const char *name, bool bos)
 {
-    char chunk[48], cache[48];
-    chunk_text(chunk, sizeof(chunk), e);
+    char chunk[80], cache[48];
+    protocol_text(chunk, sizeof(chunk), e);
     cache_text(cache, sizeof(cache), e);
     printf("%s%s by %s%s, %s, %s\n", name, eval_bits_text(e), eval_method(e), cache, chunk,
            bos ? "BOS in front" : "no BOS");
