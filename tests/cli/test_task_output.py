@@ -5,9 +5,11 @@
 It grows line by line, the same command continues it after a kill with the same final bytes, and
 another run leaves it alone. LongBench: what the benchmark's eval.py reads, a checkpoint in full
 precision, and scores of given answers."""
+import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -278,6 +280,26 @@ def test_other_ends(f):
         assert not any(end in json.loads(line)["pred"] for line in other.splitlines()), other
     (f.path / "ends/generation_config.json").unlink()
     f.refused(longbench(f, "ends", OUT), "is of another run")
+
+
+def test_progress(f):
+    """The tokens of an answer count, not those of the prompts alone, which would show 0, 25, 50, 75 and 100 %."""
+    long_files(f, 4)
+    tiny.make_model(f.path / "slow", num_hidden_layers=24, max_position_embeddings=1024)
+    (f.path / "lengths.json").write_text(json.dumps({"qasper": 900, "lcc": 12}))
+    command = [w for w in longbench(f, "slow", OUT, files=["qasper.jsonl"]) if w not in ("--json", "-q", "-o", OUT)]
+    read, write = os.openpty()
+    with subprocess.Popen(command, cwd=f.path, stdout=subprocess.DEVNULL, stderr=write) as p:
+        os.close(write)
+        said = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(read, 65536):
+                said += part
+    os.close(read)
+    assert p.returncode == 0, said
+    shares = [int(x) for x in re.findall(rb"longbench: +(\d+)%", said)]
+    assert shares == sorted(shares) and shares[-1] <= 100, shares
+    assert any(share % 25 for share in shares), said
 
 
 def test_predictions(f):

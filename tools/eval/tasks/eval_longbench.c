@@ -72,7 +72,9 @@ static enum err generate(int64_t *n, struct bench *b, const struct token_ids *pr
         b->ids[*n] = id;
         if (*n + 1 < most)
             TRY(runtime_forward(b->rt, b->logits, false, &id, 1));
+        task_progress_add(&b->progress, 1);
     }
+    task_progress_add(&b->progress, (double)(most - *n));
     return OK;
 }
 
@@ -220,11 +222,12 @@ static int64_t left(const struct part *p)
     return n;
 }
 
+/* Counts an answer as long as it may become; one that ends before is then done at once. */
 static double tokens_left(const struct part *p)
 {
     double n = 0;
     for (int64_t i = 0; i < p->set.n; i++)
-        n += p->done[i] ? 0 : (double)p->set.item[i].prompt.n;
+        n += p->done[i] ? 0 : (double)((int64_t)p->set.item[i].prompt.n + p->set.max_gen);
     return n;
 }
 
