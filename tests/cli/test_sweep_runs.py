@@ -64,6 +64,8 @@ def test_a_failed_verification(f):
     said = f.call(f.command("unverified", "--cell", "3", file="twins.yaml"), want=3).stderr
     assert "cell 'C': verification failed: " in said, said
     f.call(f.command("unverified", "--cell", "1", file="twins.yaml"))
+    said = f.call(f.command("unverified", "--slurm", file="twins.yaml"), want=3).stderr
+    assert "cell 'C': verification failed: " in said and "all cells are done" not in said, said
     (f.path / "unverified/results.jsonl").write_text(json.dumps(bad | {"hash": first["hash"], "identity": first["identity"]}) + "\n" + json.dumps(bad) + "\n")
     said = f.call(f.command("unverified", file="twins.yaml"), want=3).stderr
     assert "3 cells failed their verification; cell 'A': verification failed: " in said, said

@@ -227,7 +227,7 @@ enum err sweep_print_json(const struct sweep *s, bool open_only);
  * run `wkvq sweep --cell N --expect HASH` with the arguments argv [argc] of this command, without
  * the program's name. options: more options of sbatch, separated by blanks; they win.
  * s->settings.parallel, if not 0, is the number of tasks at the same time. ERR_NOT_FOUND: no
- * sbatch. ERR_IO: sbatch failed, and printed why. */
+ * sbatch. ERR_IO: sbatch failed, and printed why. Nothing to submit: as sweep_check_verified(). */
 enum err sweep_submit(const struct sweep *s, const char *options, int argc, char **argv);
 /* Writes a blank and a word, quoted so that a shell reads it unchanged. */
 void sweep_put_word(FILE *f, const char *word);

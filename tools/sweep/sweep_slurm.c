@@ -202,6 +202,7 @@ enum err sweep_submit(const struct sweep *s, const char *options, int argc, char
     enum err err = OK;
     const int n = open_cells(s);
     if (!n) {
+        TRY(sweep_check_verified(s));
         log_info("all cells are done");
         return OK;
     }
