@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Interruptions of sweeps, and of their cells: test_sweep_stops.py WKVQ [TEST...]."""
+import fcntl
 import json
 import os
 import pathlib
@@ -117,7 +118,7 @@ def test_an_interrupted_cell(f):
 
 
 def test_a_state_of_other_settings(f):
-    """The sweep names it, and its size, and lets it stay."""
+    """The sweep names it, and its size, and lets it stay. One whose cell is running elsewhere is not named."""
     code, said, _ = signal_first_cell(f, "changed", signal.SIGKILL)
     (state,) = (f.path / "changed").glob("cells/*.state")
     assert code == 1 and "not in this sweep" not in said, said
@@ -126,6 +127,9 @@ def test_a_state_of_other_settings(f):
         said = f.call(f.command("changed")).stderr
         assert f"changed/cells: 1 state of cells that are not in this sweep, {size / 1e6:.1f} MB: {state.name}; " in said, said
         assert state.is_dir()
+    with open(state.with_suffix(".lock"), "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "not in this sweep" not in f.call(f.command("changed")).stderr
 
 
 def test_a_kept_state(f):

@@ -162,6 +162,22 @@ static uint64_t bytes_in(int cells, const char *name)
     return n;
 }
 
+/* Returns whether another process holds the lock of a state's cell. */
+static bool is_in_work(const char *cells, const char *hash)
+{
+    char name[SWEEP_HASH_MAX + 8], *path = NULL;
+    struct lock l = {.fd = -1};
+    bool held = false;
+    snprintf(name, sizeof(name), "%s.lock", hash);
+    if (!file_join(&path, cells, name) && !access(path, F_OK)) { /* a try makes it */
+        if (!lock_try(&l, &held, path, "this cell", 0))
+            lock_release(&l);
+    }
+    err_clear();
+    mem_free(path);
+    return held;
+}
+
 void sweep_place_say_others(const struct sweep *s)
 {
     char *cells = NULL, hash[SWEEP_HASH_MAX], names[NAMED * 24 + 1] = "";
@@ -169,7 +185,7 @@ void sweep_place_say_others(const struct sweep *s)
     uint64_t bytes = 0;
     DIR *d = file_join(&cells, s->out_dir, "cells") ? NULL : opendir(cells);
     for (struct dirent *e; d && (e = readdir(d));) {
-        if (!is_state(hash, e->d_name) || is_kept(s, hash))
+        if (!is_state(hash, e->d_name) || is_kept(s, hash) || is_in_work(cells, hash))
             continue;
         const size_t at = strlen(names);
         if (n++ < NAMED)
