@@ -87,10 +87,10 @@ static void warn_of_few(const struct job *j, const struct args *a)
     const int64_t ctx = a->ctx < j->arch.max_positions ? a->ctx : j->arch.max_positions;
     if (!n)
         return;
-    if (n < a->ctx)
-        log_warn("the text has %" PRId64 " token%s, fewer than a window of --ctx %" PRId64
+    if (n < ctx)
+        log_warn("the text has %" PRId64 " token%s, fewer than a window of %" PRId64
                  ": logits and perplexity are compared on these alone; give more text",
-                 n, plural(n), a->ctx);
+                 n, plural(n), ctx);
     else if (n / ctx < a->windows)
         log_warn("--windows %" PRId64 ": the text has %" PRId64, a->windows, n / ctx);
     if (n < a->logit_tokens && is_given(a, "logit-tokens"))
