@@ -121,12 +121,16 @@ static enum err hold_or_find(struct lock *l, bool *held, bool *had, const struct
     return err ? err : is_finished(had, o->s, o->cell);
 }
 
-/* Says who works on the cell: the error of its lock. */
+/* Says in the end who works on the cell: the error of its lock. */
 static void leave_to_other(const struct order *o)
 {
-    log_line(o->again ? LOG_WARN : LOG_INFO, "cell '%s': %s%s",
-             o->s->plan.cell[o->cell].name, err_text(),
-             o->again ? "" : "; this sweep looks again after its other cells");
+    const char *name = o->s->plan.cell[o->cell].name;
+    if (o->again)
+        log_warn("cell '%s': %s", name, err_text());
+    else
+        log_info("cell '%s': another process works on it; this sweep looks again after its "
+                 "other cells",
+                 name);
     err_clear();
     *o->elsewhere = true;
 }
