@@ -18,8 +18,23 @@ eval: {data: eval.txt, windows: 4, ctx: 64}
 """
 
 
+FULL = TWINS[:TWINS.index("  kv.bits: 16")] + """cells:
+  - {name: a window, set: {kv.window: 64}}
+  - {name: all but one, set: {kv.window: 1}}
+eval: {data: eval.txt, windows: 4, ctx: 64}
+"""
+
+
 def status(f, out, file):
     return [c["status"] for c in json.loads(f.call(f.command(out, "--plan", "--json", file=file)).stdout)]
+
+
+def test_a_cache_in_full_precision(f):
+    """A warning names the cell whose cache quantizes nothing, once for all texts."""
+    (f.path / "full.yaml").write_text(FULL)
+    said = f.call(f.command("full", "--eval-text", "again=text.txt", file="full.yaml")).stderr
+    assert said.count("in full precision") == 1, said
+    assert "warning: cell 'a window': --ctx 64: the cache keeps so many tokens in full precision" in said, said
 
 
 def test_twins(f):

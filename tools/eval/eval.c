@@ -299,20 +299,25 @@ int64_t eval_cache_from(const struct eval *e, int64_t chunk)
     return least;
 }
 
-/* Warns if a window is too short for its cache. */
-static void warn_of_cache(const struct eval *e)
+/* Warns once if a window is too short for its cache. */
+static void warn_of_cache(struct eval *e)
 {
     const enum kv_target target = eval_target(e);
-    if (e->ctx - 1 < eval_cache_from(e, 1))
-        log_warn("--ctx %" PRId64
+    const char *who = e->who ? e->who : "";
+    const bool by_length = e->ctx - 1 < eval_cache_from(e, 1);
+    if (e->told || e->ctx - 1 >= eval_cache_from(e, e->chunk))
+        return;
+    e->told = true;
+    if (by_length)
+        log_warn("%s--ctx %" PRId64
                  ": the cache%s%s keeps so many tokens in full precision, so nothing of it "
                  "is quantized",
-                 e->ctx, target ? " of " : "", target ? kv_target_name[target] : "");
-    else if (e->ctx - 1 < eval_cache_from(e, e->chunk))
-        log_warn("--chunk %" PRId64
+                 who, e->ctx, target ? " of " : "", target ? kv_target_name[target] : "");
+    else
+        log_warn("%s--chunk %" PRId64
                  ": the tokens of a chunk see each other in full precision, so nothing of "
                  "the cache is quantized in windows of --ctx %" PRId64,
-                 e->chunk, e->ctx);
+                 who, e->chunk, e->ctx);
 }
 
 enum err eval_count_windows(struct eval *e)

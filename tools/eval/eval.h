@@ -38,6 +38,8 @@ struct eval {
     int64_t first;      /* first scored prediction of each window */
     bool decode;        /* use the packed runtime, chunk tokens at a time */
     double *window_nll; /* [windows] mean losses, written for the caller; may be NULL */
+    const char *who;    /* what warnings of the cache begin with; NULL: nothing */
+    bool told;          /* that windows of ctx quantize nothing of the cache */
 };
 
 struct eval_result {

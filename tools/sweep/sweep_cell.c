@@ -291,9 +291,14 @@ static enum err evaluate(struct cell *c)
 {
     enum err err = OK;
     struct job j = {0};
-    struct eval e = {
-        .job = &j, .windows = c->s->eval_windows, .ctx = c->s->eval_ctx, .chunk = 1};
+    char who[160];
+    struct eval e = {.job = &j,
+                     .windows = c->s->eval_windows,
+                     .ctx = c->s->eval_ctx,
+                     .chunk = 1,
+                     .who = who};
     int text = c->run->eval_text;
+    snprintf(who, sizeof(who), "cell '%s': ", c->s->plan.cell[c->run - c->s->run].name);
     TRY_OUT(open_job(&j, c, text));
     TRY_OUT(open_evaluated(&e, c));
     if (!c->row)

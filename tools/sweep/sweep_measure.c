@@ -23,12 +23,13 @@ static json_t *text_json(const struct eval_result *r, const struct eval *e,
                      (json_int_t)e->ctx, "window_nll", json_reals(nll, r->windows));
 }
 
-static enum err measure_text(json_t **out, const struct eval *with)
+static enum err measure_text(json_t **out, struct eval *with)
 {
     struct eval e = *with;
     struct eval_result r;
     double *nll;
     TRY(eval_count_windows(&e));
+    with->told = e.told;
     TRY(mem_calloc(&nll, (size_t)e.windows, sizeof(*nll)));
     e.window_nll = nll;
     const enum err err = eval_ppl(&r, &e);

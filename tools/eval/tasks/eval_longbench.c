@@ -238,7 +238,7 @@ static void warn_of_cache(const struct bench *b, const struct part *p, const cha
     int64_t few = 0;
     for (int64_t i = 0; i < p->set.n; i++)
         few += (int64_t)p->set.item[i].prompt.n + p->set.max_gen - 1 < from;
-    task_warn_cache(path, few, p->set.n, from);
+    task_warn_cache(b->e, path, few, p->set.n, from);
 }
 
 static enum err open_runtime(struct bench *b, const struct part *p)

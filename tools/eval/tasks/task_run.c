@@ -160,12 +160,14 @@ enum err task_refuse_twins(const char *option, const char *path, const char *nam
     return OK;
 }
 
-void task_warn_cache(const char *path, int64_t few, int64_t n, int64_t from)
+void task_warn_cache(const struct eval *e, const char *path, int64_t few, int64_t n,
+                     int64_t from)
 {
     if (few)
-        log_warn("%s: of %" PRId64 " question%s, %" PRId64 " %s shorter than %" PRId64
+        log_warn("%s%s: of %" PRId64 " question%s, %" PRId64 " %s shorter than %" PRId64
                  " tokens, so nothing of their cache is quantized",
-                 path, n, plural(n), few, few == 1 ? "is" : "are", from + 1);
+                 e->who ? e->who : "", path, n, plural(n), few, few == 1 ? "is" : "are",
+                 from + 1);
 }
 
 void task_progress_add(struct task_progress *t, double tokens)

@@ -26,7 +26,8 @@ enum err task_refuse_twins(const char *option, const char *path, const char *nam
                            const char *other);
 /* Warns if `few` of n questions of a file have fewer inputs than the `from` tokens at which
  * anything of their cache is quantized. */
-void task_warn_cache(const char *path, int64_t few, int64_t n, int64_t from);
+void task_warn_cache(const struct eval *e, const char *path, int64_t few, int64_t n,
+                     int64_t from);
 
 /* Progress in tokens over all files of a run. */
 struct task_progress {

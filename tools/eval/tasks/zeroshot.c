@@ -253,7 +253,7 @@ void zeroshot_warn_cache(const struct zeroshot_set *z, const struct eval *e)
     int64_t few = 0;
     for (int64_t i = 0; i < z->set.n; i++)
         few += is_short(&z->set.item[i], z->request + z->first[i], from);
-    task_warn_cache(z->path, few, z->set.n, from);
+    task_warn_cache(e, z->path, few, z->set.n, from);
 }
 
 void zeroshot_reduce(struct zeroshot_result *out, const struct question_set *s,
