@@ -189,7 +189,7 @@ void sweep_place_say_others(const struct sweep *s)
             continue;
         const size_t at = strlen(names);
         if (n++ < NAMED)
-            snprintf(names + at, sizeof(names) - at, "%s%s", at ? ", " : "", e->d_name);
+            snprintf(names + at, sizeof(names) - at, "%s%s.state", at ? ", " : "", hash);
         bytes += bytes_in(dirfd(d), e->d_name);
     }
     if (d)
