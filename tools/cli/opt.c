@@ -16,7 +16,6 @@
 #include <string.h>
 
 #define KEY_BASE 512 /* keys of options without a short form */
-#define MAX_OPTS 64
 #define STRING_OF(x) #x
 #define STRING(x) STRING_OF(x)
 
@@ -111,9 +110,9 @@ const struct opt opt_progress[] = {
 struct parse {
     struct args *args;
     const struct command *cmd;
-    const struct opt *opt[MAX_OPTS];
-    struct argp_option argp[MAX_OPTS + 1];
-    char *doc[MAX_OPTS];
+    const struct opt *opt[OPTS_MAX];
+    struct argp_option argp[OPTS_MAX + 1];
+    char *doc[OPTS_MAX];
     int n;
 };
 
@@ -220,31 +219,12 @@ static const char *store(const struct opt *o, void *field, const char *text, cha
     return NULL;
 }
 
-bool opt_changed(const struct args *a, const struct opt *o)
+bool opt_is_given(const struct args *a, const struct opt *o)
 {
-    const void *field = (const char *)a + o->offset;
-    const char *const *text = field;
-    union {
-        int64_t n;
-        double x;
-        uint64_t bytes;
-    } value = {0};
-    char buffer[320];
-    switch (o->kind) {
-    case OPT_HEADING:
-        return false;
-    case OPT_FLAG:
-        return *(const bool *)field;
-    case OPT_LIST:
-        return ((const struct text_list *)field)->n > 0;
-    case OPT_TEXT:
-    case OPT_MAYBE:
-        return *text && (!o->value || strcmp(*text, o->value));
-    default:
-        if (o->value)
-            store(o, &value, o->value, buffer, sizeof(buffer));
-        return memcmp(field, &value, sizeof(value)) != 0;
-    }
+    for (int i = 0; i < a->n_given; i++)
+        if (a->given[i] == o)
+            return true;
+    return false;
 }
 
 static error_t parse_key(int key, char *arg, struct argp_state *state)
@@ -269,6 +249,8 @@ static error_t parse_key(int key, char *arg, struct argp_state *state)
         const char *wanted = store(p->opt[i], field, arg, buffer, sizeof(buffer));
         if (wanted)
             argp_error(state, "--%s=%s: %s", p->opt[i]->name, arg ? arg : "", wanted);
+        if (!opt_is_given(p->args, p->opt[i]))
+            p->args->given[p->args->n_given++] = p->opt[i];
         return 0;
     }
     return ARGP_ERR_UNKNOWN;
@@ -293,7 +275,7 @@ static char *help_line(const struct opt *o)
 
 static void add_option(struct parse *p, const struct opt *o, int group)
 {
-    if (p->n == MAX_OPTS) /* abort, since a silently missing option would be worse */
+    if (p->n == OPTS_MAX) /* abort, since a silently missing option would be worse */
         abort();
     const int i = p->n++;
     p->opt[i] = o;

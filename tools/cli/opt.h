@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #define TEXT_LIST_MAX 128
+#define OPTS_MAX 64 /* options of a command */
 
 struct text_list {
     const char *item[TEXT_LIST_MAX]; /* borrowed from argv */
@@ -24,7 +25,9 @@ struct args {
     /* all arguments, as the parser has ordered them; argv[0] is the command's name */
     int argc;
     char **argv;
-    char *model_path[3];  /* of opt_find_models(), owned */
+    char *model_path[3];               /* of opt_find_models(), owned */
+    const struct opt *given[OPTS_MAX]; /* each once */
+    int n_given;
     struct text_list pos; /* remaining arguments, such as MODEL_DIR */
     bool json, quiet, verbose;
     const char *log_json;
@@ -108,8 +111,8 @@ extern const struct opt opt_finish[];
  * process with two lines on stderr and status 2; --help ends it with status 0. */
 void opt_parse(struct args *a, const struct command *cmd, int argc, char **argv);
 
-/* Returns whether an option of a's command has another value than its default. */
-bool opt_changed(const struct args *a, const struct opt *o);
+/* Returns whether an option of a's command was given, be it with the value of its default. */
+bool opt_is_given(const struct args *a, const struct opt *o);
 
 /* Returns the index of word in "a|b|c", or -1. */
 int opt_choice(const char *choices, const char *word);

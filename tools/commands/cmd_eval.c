@@ -315,7 +315,7 @@ static enum err check_predictions(const struct args *a)
         "--predictions scores the answers in its files as they are: leave out the model");
     for (size_t i = 0; i < ARRAY_LEN(refused); i++)
         for (const struct opt *o = refused[i]; o->help; o++)
-            FAIL_IF(opt_changed(a, o) && strcmp(o->name, "task") &&
+            FAIL_IF(opt_is_given(a, o) && strcmp(o->name, "task") &&
                         strcmp(o->name, "predictions"),
                     ERR_USAGE,
                     "--predictions scores the answers in its files as they are: leave out "

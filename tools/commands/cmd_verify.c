@@ -62,7 +62,7 @@ static bool is_given(const struct args *a, const char *name)
     const struct opt *o = options;
     while (!o->name || strcmp(o->name, name))
         o++;
-    return opt_changed(a, o);
+    return opt_is_given(a, o);
 }
 
 /* A length that was given must fit the model. The defaults become as short as it is. */
