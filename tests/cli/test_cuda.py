@@ -48,6 +48,18 @@ def test_cards_that_do_not_do(f):
     assert not (f.path / "none").exists(), "a refused run has left a state"
 
 
+def test_heads_that_are_too_wide(f):
+    """A plan, a calibration and an evaluation say so before they begin."""
+    tiny.make_model(f.path / "broad", num_hidden_layers=1, head_dim=256)
+    for command in (["calibrate", "broad", "-o", "none"], ["calibrate", "broad", "-o", "none", "--plan"],
+                    ["eval", "broad", "--ctx", "12"]):
+        keys = [w for s in SETTINGS for w in ("--set", s)] if command[0] == "calibrate" else []
+        done = f.run(*command, "--data", "text.txt", "--device", "cuda", *keys, want=None,
+                     env={**os.environ, "EMU_NAME": "cuda"})
+        expect(done, 2, "heads of 256 channels: attention on device cuda-emu has at most 128; set run.device to cpu")
+        assert not (f.path / "none").exists(), done.stderr
+
+
 def test_caches_of_other_engines(f):
     """cuda has no kernel for them; eval and the calibration say so before they begin."""
     tiny.make_model(f.path / "wide", num_hidden_layers=1, head_dim=64)
