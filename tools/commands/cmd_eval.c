@@ -30,7 +30,7 @@ static const struct opt options[] = {
      .help = "Use N questions of each file, taken evenly from the whole file; 0 = all"},
     {OPT_LIST, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
      .help = "File of right answers, one number per line, for a --data file without them "
-             "(PIQA's dev.jsonl); repeatable, one for each such file in their order"},
+             "(PIQA's dev.jsonl)"},
     {OPT_TEXT, .name = "against", .arg = "MODEL", .offset = offsetof(struct args, against),
      .help = "Compare with this checkpoint or artifact, window by window (ppl): "
              "difference, KL divergence, agreement; --simulate and --state apply to the "

@@ -45,7 +45,7 @@ static const struct opt options[] = {
              "eval --task zeroshot`, in simulation; repeatable"},
     {OPT_LIST, .name = "labels", .arg = "FILE", .offset = offsetof(struct args, labels),
      .help = "File of right answers, one number per line, for a --zeroshot file without them "
-             "(PIQA's dev.jsonl); repeatable, one for each such file in their order"},
+             "(PIQA's dev.jsonl)"},
     {OPT_LIST, .name = "longbench", .arg = "FILE", .offset = offsetof(struct args, longbench),
      .help = "Questions of LongBench for every cell that the packed runtime can run; repeatable"},
     {OPT_TEXT, .name = "prompts", .arg = "FILE", .offset = offsetof(struct args, prompts),
