@@ -37,12 +37,15 @@ bool calib_runs_gptq(const struct calib_settings *s)
     return weight_quantizes(&s->weights) && s->weights.method == WEIGHT_GPTQ;
 }
 
+bool calib_clips(const struct calib_settings *s)
+{
+    return (weight_quantizes(&s->weights) && s->weights.method == WEIGHT_LWC) ||
+           (calib_runs_gptq(s) && s->weights.round == ROUND_LEARNED);
+}
+
 bool calib_searches_weights(const struct calib_settings *s)
 {
-    const bool clips =
-        s->weights.method == WEIGHT_LWC ||
-        (s->weights.method == WEIGHT_GPTQ && s->weights.round == ROUND_LEARNED);
-    return s->weights_init == INIT_SEARCH && weight_quantizes(&s->weights) && clips;
+    return s->weights_init == INIT_SEARCH && calib_clips(s);
 }
 
 bool calib_searches_kv(const struct calib_settings *s)

@@ -44,9 +44,10 @@ bool calib_learns(const struct calib_settings *s, int64_t block);
 bool calib_learns_weights(const struct calib_settings *s);
 bool calib_learns_kv(const struct calib_settings *s);
 
-/* Return whether GPTQ runs, for codes or for start values; whether the start of the clipping is
- * searched; and that of the smoothing. */
+/* Return whether GPTQ runs, for codes or for start values; whether weights have a clipping; whether
+ * its start is searched; and that of the smoothing. */
 bool calib_runs_gptq(const struct calib_settings *s);
+bool calib_clips(const struct calib_settings *s);
 bool calib_searches_weights(const struct calib_settings *s);
 bool calib_searches_kv(const struct calib_settings *s);
 

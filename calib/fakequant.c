@@ -71,8 +71,7 @@ static void plan_kinds(struct fakequant *f, const struct arch *a,
     f->gptq_start = gptq && f->learn_round;
     f->gptq = gptq && !f->learn_round;
     f->given = f->quantize_weights && s->weights.method == WEIGHT_GIVEN;
-    f->learn_weights =
-        f->gptq_start || (f->quantize_weights && s->weights.method == WEIGHT_LWC);
+    f->learn_weights = calib_clips(s);
     f->sums = s->batch > 1;
     f->learn_kv = calib_learns_kv(s);
 }

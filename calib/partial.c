@@ -79,17 +79,14 @@ static uint64_t count_device(const struct arch *a, const struct calib_settings *
                              int64_t block)
 {
     const struct weight_spec *w = &s->weights;
-    const bool quantizes = weight_quantizes(w);
-    const bool round = quantizes && w->round == ROUND_LEARNED;
-    const bool clip =
-        quantizes && (w->method == WEIGHT_LWC || (w->method == WEIGHT_GPTQ && round));
+    const bool round = weight_quantizes(w) && w->round == ROUND_LEARNED;
     const uint64_t channels =
         kv_quantizes(&s->kv) ? 4 * (uint64_t)(a->n_kv * a->head_dim) : 0;
     uint64_t n = calib_learns_kv(s) ? N_VECTORS * channels : channels;
     for (int l = 0; l < N_LIN; l++) {
         const struct lin_format f = weight_format(w, block, l);
         const uint64_t out = (uint64_t)arch_out(a, l), in = (uint64_t)arch_in(a, l);
-        if (clip && f.bits < 16)
+        if (calib_clips(s) && f.bits < 16)
             n += N_VECTORS * 2 * out * (uint64_t)weight_groups((int64_t)in, f.group_size);
         if (round)
             n += 2 * out * in;
