@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/hf_fused.h"
 
-#include "convert/checkpoint/packed.h"
+#include "convert/checkpoint/packed/packed.h"
 #include "convert/format/tensor_names.h"
 #include "kernels/base/mem.h"
 

@@ -5,7 +5,7 @@
 #define WKVQ_HF_GIVEN_H
 
 #include "calib/model/weights.h"
-#include "convert/checkpoint/packed.h"
+#include "convert/checkpoint/packed/packed.h"
 
 /* The memory of one block while it is in use; zeroed: none. */
 struct given_block {

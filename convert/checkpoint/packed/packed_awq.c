@@ -6,7 +6,7 @@
  *   NAME.qzeros   I32 [groups][out / 8]  zero points in the same order
  *   NAME.scales   F16, BF16, F32 [groups][out] */
 #include "convert/checkpoint/pack_layout.h"
-#include "convert/checkpoint/packed.h"
+#include "convert/checkpoint/packed/packed.h"
 
 #include <inttypes.h>
 #include <string.h>

@@ -11,7 +11,7 @@
  *
  * Packed codes and zero points are unsigned: the library subtracts 2^(bits - 1) from both. */
 #include "convert/checkpoint/pack_layout.h"
-#include "convert/checkpoint/packed.h"
+#include "convert/checkpoint/packed/packed.h"
 #include "convert/format/bitpack.h"
 
 #include <inttypes.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "convert/checkpoint/packed.h"
+#include "convert/checkpoint/packed/packed.h"
 
 #include "convert/format/artifact_spec.h"
 #include "kernels/base/half.h"

@@ -10,7 +10,7 @@
  * AutoGPTQ takes 1 from each zero point and GPTQModel from the whole word, which differ where z is
  * 0. A stored 2^bits - 1 is therefore read from files of GPTQModel alone. */
 #include "convert/checkpoint/pack_layout.h"
-#include "convert/checkpoint/packed.h"
+#include "convert/checkpoint/packed/packed.h"
 
 #include <inttypes.h>
 #include <stdio.h>
