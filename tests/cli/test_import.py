@@ -142,6 +142,26 @@ def test_codes(b):
                 assert t == source[name], f"{name} was not copied"
 
 
+def test_members(b):
+    """What changes nothing while an engine runs is read; an unknown member is read with a warning."""
+    merged = {"config_groups": {"R1": {"type": "hadamard", "apply": [
+        {"targets": ["embed_tokens"], "location": "weight_output"},
+        {"targets": ["q_proj"], "location": "weight_input", "inverse": True}]}}}
+    rest = {"sparsity_config": {"format": "dense"}, "rotation_config": {}, "adapter": None, "rotation": None}
+    for form, more in (("compressed", {"transform_config": merged}), ("compressed", {"transform_config": {}}),
+                       ("compressed", {"transform_config": None}), ("gptq", {"spinquant_config": {}}), ("awq", {}),
+                       ("gptq", {"data_type": "int_sym", "extra_config": {"lm_head": {"bits": 16, "data_type": "int"}}})):
+        for unknown in (False, True):
+            path, linears = b.make(form=form)
+            config = json.loads((path / "config.json").read_text())
+            config["quantization_config"].update(rest, **more, **({"twist": {"angle": 3}} if unknown else {"twist": {}}))
+            (path / "config.json").write_text(json.dumps(config))
+            out, said = b.convert(path)
+            check_codes(out, linears)
+            assert ('"twist" is not known here and is ignored' in said) == unknown, said
+            assert said.count("is not known here") == unknown, said
+
+
 class Part:
     """Rows of a fused projection."""
 

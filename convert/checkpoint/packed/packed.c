@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "convert/checkpoint/packed/packed.h"
 
-#include "convert/format/artifact_spec.h"
 #include "kernels/base/half.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
@@ -15,67 +14,6 @@
 
 #define WEIGHT ".weight"
 #define NAME_MAX_LENGTH 200
-
-static const struct packed_layout *const layouts[] = {&packed_compressed, &packed_gptq,
-                                                      &packed_awq};
-
-/* --- config.json -------------------------------------------------------------------- */
-
-/* Returns the layout that o describes, or NULL. */
-static const struct packed_layout *find_layout(const json_t *o)
-{
-    for (size_t i = 0; i < ARRAY_LEN(layouts); i++)
-        if (layouts[i]->describes(o))
-            return layouts[i];
-    return NULL;
-}
-
-static enum err read_description(struct packed_config *c, const json_t *o,
-                                 const char *where)
-{
-    const char *packing = json_member_text(o, "packing_format");
-    int64_t act_bits = 16;
-    c->layout = find_layout(o);
-    FAIL_IF(!c->layout, ERR_SUPPORT,
-            "%s: quant_method is \"%.60s\"%s%.60s; docs/import.md lists what is read",
-            where, json_member_text(o, "quant_method"), *packing ? ", packing_format " : "",
-            packing);
-    TRY(json_get_int(&act_bits, o, "act_bits", 1, 64, where)); /* of AutoRound */
-    FAIL_IF(act_bits < 16, ERR_SUPPORT,
-            "%s: act_bits is %" PRId64
-            ", but given weights are read without rounded activations",
-            where, act_bits);
-    return c->layout->read_config(c, o, where);
-}
-
-static enum err read_config(struct packed_config *c, const char *dir, const char *wants)
-{
-    enum err err = OK;
-    char *path = NULL, where[600];
-    json_t *o = NULL, *q;
-    TRY(file_join(&path, dir, "config.json"));
-    TRY_OUT(json_load_file_lenient(&o, path, JSON_CONFIG_MAX, JSON_REPEATS_LAST));
-    const bool old = !json_is_object(json_object_get(o, "quantization_config"));
-    const char *key = old ? "compression_config" : "quantization_config";
-    q = json_object_get(o, key);
-    if (!json_is_object(q))
-        FAIL_OUT(ERR_USAGE,
-                 "%s: no quantization_config, so its weights are not quantized; %s", path,
-                 wants);
-    if (spec_is_ours(q))
-        FAIL_OUT(
-            ERR_USAGE,
-            "%s: this is a wkvq artifact; to take its codes, write them as a checkpoint: "
-            "`wkvq export %.200s --format compressed-tensors --kv drop -o DIR`, then give "
-            "--weights-from DIR",
-            dir, dir);
-    snprintf(where, sizeof(where), "%.500s: %s", path, key);
-    err = read_description(c, q, where);
-out:
-    json_decref(o);
-    mem_free(path);
-    return err;
-}
 
 /* --- parts -------------------------------------------------------------------------- */
 
@@ -556,7 +494,7 @@ enum err packed_split(struct packed *p, const char *whole, int n, const char *co
 enum err packed_open(struct packed *out, struct hf_files *f, const char *dir,
                      const char *wants)
 {
-    TRY(read_config(&out->config, dir, wants));
+    TRY(packed_read_config(&out->config, dir, wants));
     TRY(find_all(out, f, dir));
     for (int64_t i = 0; i < out->n; i++)
         replace(f, &out->lin[i]);

@@ -93,6 +93,14 @@ struct packed {
     struct packed_changes changes;
 };
 
+/* --- packed_config.c ----------------------------------------------------------------- */
+
+/* Reads what the config.json of dir says of packed weights. Refuses what an engine would compute
+ * beyond them, as in docs/import.md. Errors: those of packed_open(). */
+enum err packed_read_config(struct packed_config *c, const char *dir, const char *wants);
+
+/* --- packed.c ------------------------------------------------------------------------ */
+
 /* Finds the packed projections of the open files, checks all that can be checked without
  * reading codes, and replaces their tensors in f. Errors: ERR_SUPPORT, ERR_FORMAT,
  * ERR_NOT_FOUND with the tensor's name; ERR_USAGE as hf_open_packed() has it. Close in any case. */
