@@ -6,6 +6,7 @@
 #include "kernels/base/file/file.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/pace.h"
 #include "tools/cli/progress.h"
 
 #include <errno.h>
@@ -150,6 +151,54 @@ static void restored_work_takes_no_time(void **state)
     unlink(log_file);
 }
 
+/* Asserts the seconds left, whose arithmetic is exact to a few last bits. */
+static void left_is(double got, double want)
+{
+    assert_true(fabs(got - want) <= 1e-9 * want);
+}
+
+/* A step takes 10 s and is a thousandth of the whole. */
+static void an_even_pace(void **state)
+{
+    struct pace p = {0};
+    assert_true(pace_left(&p, 1000, 0.2, 0.8) == -1);
+    for (int i = 1; i < 200; i++)
+        left_is(pace_left(&p, 1000 + 10 * i, 0.2 + 1e-3 * i, 0.8 - 1e-3 * i),
+                (0.8 - 1e-3 * i) * 10000);
+}
+
+/* Eight hours of suspension count until two windows have passed. */
+static void a_suspended_run_finds_its_pace_again(void **state)
+{
+    struct pace p = {0};
+    double now = 0, left = 0;
+    for (int i = 0; i < 100; i++, now += 10)
+        left = pace_left(&p, now, 1e-3 * i, 1 - 1e-3 * i);
+    left_is(left, (1 - 0.099) * 10000);
+    now += 8 * 3600;
+    for (int i = 100; now < 1000 + 8 * 3600 + 2 * PACE_WINDOW_S + 20; i++, now += 10)
+        left = pace_left(&p, now, 1e-3 * i, 1);
+    left_is(left, 10000);
+}
+
+/* A step of a large model is less than a ten-thousandth of the whole, and still tells the pace. */
+static void a_slow_run_has_a_pace(void **state)
+{
+    struct pace p = {0};
+    assert_true(pace_left(&p, 0, 0, 1) == -1);
+    assert_true(pace_left(&p, 50, 5e-6, 1) == -1);
+    left_is(pace_left(&p, 100, 1e-5, 1), 1e7);
+    left_is(pace_left(&p, 1100, 1e-5 + 1e-4, 1), 1e7);
+}
+
+/* Work that an earlier run did is not left, and took none of this run's time. */
+static void an_earlier_runs_work_is_not_left(void **state)
+{
+    struct pace p = {0};
+    assert_true(pace_left(&p, 0, 0, 0.4) == -1);
+    left_is(pace_left(&p, 10, 0.1, 0.3), 30);
+}
+
 static void unwritable_log_is_refused(void **state)
 {
     struct progress *p = NULL;
@@ -188,6 +237,10 @@ int main(void)
         cmocka_unit_test(json_lines),
         cmocka_unit_test(every_kind_has_its_name),
         cmocka_unit_test(restored_work_takes_no_time),
+        cmocka_unit_test(an_even_pace),
+        cmocka_unit_test(a_suspended_run_finds_its_pace_again),
+        cmocka_unit_test(a_slow_run_has_a_pace),
+        cmocka_unit_test(an_earlier_runs_work_is_not_left),
         cmocka_unit_test(unwritable_log_is_refused),
         cmocka_unit_test(a_full_disk_is_said_once),
     };

@@ -5,6 +5,7 @@
 #include "kernels/base/clock.h"
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "tools/cli/pace.h"
 #include "tools/cli/stop.h"
 
 #include <errno.h>
@@ -26,9 +27,8 @@ struct progress {
     const char *cell;      /* of a sweep; NULL: none */
     bool terminal, quiet, drawn;
     const char *phase;
-    double start_s, last_s; /* clock, in seconds: start of the phase; last line or redraw */
-    double first_own; /* share at the start; a resumed refinement does not start at 0 */
-    bool started;
+    double last_s; /* clock, in seconds: last line or redraw */
+    struct pace pace;
 };
 
 void progress_time_text(char *out, size_t n, double seconds)
@@ -168,8 +168,8 @@ void progress_phase(struct progress *p, const char *name)
 {
     erase(p);
     p->phase = name;
-    p->start_s = p->last_s = clock_s();
-    p->started = false;
+    p->last_s = clock_s();
+    p->pace = (struct pace){0};
     if (p->json)
         write_line(p, json_pack("{s:I, s:s, s:s}", "time", (json_int_t)time(NULL), "event",
                                 "phase", "phase", name));
@@ -184,17 +184,7 @@ void progress_end(struct progress *p)
  * the midst of this one; -1: too early to say. */
 static double eta_s(struct progress *p, double done, double restored)
 {
-    const double own = done - restored;
-    if (!p->started) {
-        p->started = true;
-        p->first_own = own;
-        p->start_s = clock_s();
-        return -1;
-    }
-    const double gained = own - p->first_own;
-    if (!(gained > 1e-4))
-        return -1;
-    return (clock_s() - p->start_s) * (1 - done) / gained;
+    return pace_left(&p->pace, clock_s(), done - restored, 1 - done);
 }
 
 static void eta_text(char *out, size_t n, double seconds)
