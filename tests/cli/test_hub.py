@@ -62,6 +62,21 @@ def test_places(f):
             inspect(f, "org/tiny", want=2, **{variable: str(place), "HF_HUB_CACHE": str(f.path / "empty")})
 
 
+def test_places_that_no_shell_expanded(f):
+    """A ~ in front and variables are expanded, as in the hub's tools; an unknown variable stays."""
+    repo = cache(f)
+    place = f.path / "home $1/hf/hub"
+    place.mkdir(parents=True)
+    (place / repo.name).symlink_to(repo)
+    home = str(f.path / "home $1")
+    for value in ("~/hf", "$HOME/hf", "${HOME}/hf", "${HOME}//$BELOW"):
+        inspect(f, "org/tiny", HF_HOME=value, HOME=home, BELOW="hf")
+    for value in ("~org/hf", "$NONE/hf", "${HOME/hf", "$", "x~/hf"):
+        done = inspect(f, "org/tiny", want=2, HF_HOME=value, HOME=home)
+        assert f"{value}/hub: has no models--org--tiny" in done.stderr, done.stderr
+    del os.environ["BELOW"]
+
+
 def test_a_directory_wins(f):
     cache(f)
     tiny.make_model(f.path / "org/tiny", num_hidden_layers=2)
@@ -103,6 +118,20 @@ def test_broken_caches(f):
     (repo / "refs/main").write_text("../../../etc\n")
     done = inspect(f, "org/tiny", want=2, **place)
     assert "is not a commit of 40 hexadecimal digits" in done.stderr and "lacks it" not in done.stderr, done.stderr
+
+
+def test_links_to_what_is_not_read(f):
+    """Blobs that no command reads may be missing; a shard may not, and the message names what brings it."""
+    repo = cache(f, "links")
+    place = {"HF_HUB_CACHE": str(f.path / "links")}
+    snapshot = repo / "snapshots" / COMMIT
+    for name in ("README.md", "pytorch_model.bin"):
+        (snapshot / name).symlink_to("../../blobs/none")
+    inspect(f, "org/tiny", **place)
+    (snapshot / "model-00002-of-00002.safetensors").symlink_to("../../blobs/none")
+    done = inspect(f, "org/tiny", want=2, **place)
+    assert "model-00002-of-00002.safetensors: a link to ../../blobs/none, which is missing" in done.stderr, done.stderr
+    assert "`hf download org/tiny` brings it" in done.stderr, done.stderr
 
 
 def test_names_that_leave_the_cache(f):

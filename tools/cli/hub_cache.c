@@ -75,6 +75,57 @@ static bool parse(struct hub_id *id, const char *name)
            take_revision(id->revision, id->given ? end + 1 : "main");
 }
 
+/* Returns the value of the variable whose name starts at `name`, in braces or not, and the length
+ * of what names it; NULL: no such variable. */
+static const char *value_at(const char *name, size_t *n)
+{
+    static const char of_names[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789";
+    const bool braces = *name == '{';
+    const size_t length = strspn(name + braces, of_names);
+    char text[64];
+    *n = length + 2 * braces;
+    if (!length || length >= sizeof(text) || (braces && name[1 + length] != '}'))
+        return NULL;
+    memcpy(text, name + braces, length);
+    text[length] = '\0';
+    return getenv(text);
+}
+
+static void write_expanded(FILE *f, const char *path)
+{
+    const char *home = getenv("HOME");
+    if (home && *path == '~' && (path[1] == '/' || !path[1])) {
+        fputs(home, f);
+        path++;
+    }
+    while (*path) {
+        size_t n = 0;
+        const char *value = *path == '$' ? value_at(path + 1, &n) : NULL;
+        if (value)
+            fputs(value, f);
+        else
+            fputc(*path, f);
+        path += value ? n + 1 : 1;
+    }
+}
+
+/* Expands a leading ~ and variables, as the hub's own tools do: where no shell has done so, a value
+ * such as ~/models would name a folder ~. What has no value stays as it is. */
+static enum err expand(char **out, const char *path)
+{
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+    if (f)
+        write_expanded(f, path);
+    const bool written = f && !fclose(f);
+    const enum err err = written ? mem_strdup(out, text) : ERR_MEMORY;
+    free(text);
+    FAIL_IF(!written, ERR_MEMORY, "%s: cannot be expanded", path);
+    return err;
+}
+
 static enum err cache_dir(char **out)
 {
     static const struct {
@@ -86,9 +137,17 @@ static enum err cache_dir(char **out)
                   {"HOME", ".cache/huggingface/hub"}};
     for (size_t i = 0; i < ARRAY_LEN(places); i++) {
         const char *dir = getenv(places[i].variable);
-        if (dir && *dir)
-            return places[i].below ? file_join(out, dir, places[i].below)
-                                   : mem_strdup(out, dir);
+        if (!dir || !*dir)
+            continue;
+        char *expanded = NULL;
+        TRY(expand(&expanded, dir));
+        if (!places[i].below) {
+            *out = expanded;
+            return OK;
+        }
+        const enum err err = file_join(out, expanded, places[i].below);
+        mem_free(expanded);
+        return err;
     }
     FAIL(ERR_NOT_FOUND, "HOME is not set, so there is no cache of the hub");
 }
@@ -160,13 +219,28 @@ static bool is_incomplete(const char *repo)
     return found;
 }
 
-/* Refuses a snapshot with a link to a blob that is missing. */
+/* Returns whether a file may be of those that a model is opened with. */
+static bool is_of_model(const char *name)
+{
+    static const char *const end[] = {".json", ".safetensors", ".model", ".jinja",
+                                      "merges.txt"};
+    const size_t n = strlen(name);
+    bool found = false;
+    for (size_t i = 0; i < ARRAY_LEN(end); i++)
+        found |= n >= strlen(end[i]) && !strcmp(name + n - strlen(end[i]), end[i]);
+    return found;
+}
+
+/* Refuses a snapshot with a link to a blob that is missing. A blob that is not read may well be:
+ * weights of another format are often deleted to save space. */
 static enum err check_links(const char *dir)
 {
     enum err err = OK;
     DIR *d = opendir(dir);
     for (struct dirent *e; d && !err && (e = readdir(d));) {
         char *path = NULL;
+        if (!is_of_model(e->d_name))
+            continue;
         err = file_join(&path, dir, e->d_name);
         if (!err)
             err = file_check_link(path);
