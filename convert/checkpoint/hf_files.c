@@ -24,24 +24,40 @@ static bool has_suffix(const char *name, const char *end)
     return n > m && !strcmp(name + n - m, end);
 }
 
-/* Returns the error for a directory without safetensors; the message names weights of other
- * formats. */
-static enum err no_weights(const char *dir)
+/* Copies the name of a file of the directory that ends so, of several the first by name. Returns
+ * how many there are. */
+static int find_suffix(char *out, size_t n, const char *dir, const char *end)
 {
-    static const char *const other[] = {".bin",  ".pth",         ".pt",
-                                        ".gguf", ".safetensors", ".h5"};
-    char found[256] = "";
+    int found = 0;
     DIR *d = opendir(dir);
-    for (const struct dirent *e; d && !*found && (e = readdir(d));)
-        for (size_t i = 0; i < ARRAY_LEN(other); i++)
-            if (has_suffix(e->d_name, other[i]))
-                snprintf(found, sizeof(found), "%s", e->d_name);
+    for (const struct dirent *e; d && (e = readdir(d));)
+        if (has_suffix(e->d_name, end) && (!found++ || strcmp(e->d_name, out) < 0))
+            snprintf(out, n, "%s", e->d_name);
     if (d)
         closedir(d);
-    FAIL_IF(*found, ERR_SUPPORT,
-            "%s: neither " SINGLE " nor " INDEX
-            "; %s cannot be read: save the model as safetensors (save_pretrained does)",
+    return found;
+}
+
+/* Returns the error for a directory with neither the one file nor the index; the message names the
+ * weights that it has. */
+static enum err no_weights(const char *dir)
+{
+    static const char *const other[] = {".bin", ".pth", ".pt", ".gguf", ".h5"};
+    char found[256] = "";
+    const int n = find_suffix(found, sizeof(found), dir, ".safetensors");
+    FAIL_IF(n > 1, ERR_NOT_FOUND,
+            "%s: has %d files of weights, such as %s, but not " INDEX
+            ", which names them; download it as well",
+            dir, n, found);
+    FAIL_IF(n == 1, ERR_NOT_FOUND,
+            "%s: has neither " SINGLE " nor " INDEX
+            "; if %s is the whole model, rename it " SINGLE,
             dir, found);
+    for (size_t i = 0; i < ARRAY_LEN(other); i++)
+        FAIL_IF(find_suffix(found, sizeof(found), dir, other[i]), ERR_SUPPORT,
+                "%s: neither " SINGLE " nor " INDEX
+                "; %s cannot be read: save the model as safetensors (save_pretrained does)",
+                dir, found);
     FAIL(ERR_NOT_FOUND, "%s: neither " SINGLE " nor " INDEX, dir);
 }
 
