@@ -121,6 +121,21 @@ def test_tune_trials_keep_their_budget(f):
     assert not any(r["identity"]["config"].get("refine", {}).get("samples") for r in rows), rows
 
 
+def test_tune_wide_bound(f):
+    """With bounds above the finest sizes of 8 bits, the best choice is one format, which no uniform trial has."""
+    done = f.run("tune", "model", "--max-bits", "9", "--max-kv-bits", "12", "-o", "wide.yaml", "--json", *TUNE)
+    trials = json.loads(done.stdout)
+    mixed = [t for t in trials if t["weights_mixed"] and t["kv_mixed"]]
+    assert len(mixed) == 1 and 8 < mixed[0]["weight_bits"] <= 9 and 8 < mixed[0]["kv_bits"] <= 12, trials
+    assert all("=8" in rule for key in ("weights_mixed", "kv_mixed") for rule in mixed[0][key].split(",")), mixed
+    quantize_as_tuned(f, done, next(t for t in trials if t["recommended"]))
+    # a mix that is one of the uniform trials is none
+    done = f.run("tune", "model", "--max-bits", "9", "--max-kv-bits", "12", "-o", "eight.yaml", "--json", *TUNE,
+                 "--set", "weights.bits=8", "--set", "kv.bits=8", "--work", "eight.work")
+    trials = json.loads(done.stdout)
+    assert not any(t["kv_mixed"] for t in trials), trials
+
+
 def test_tune_refuses(f):
     for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
                          (["--set", "weights.mixed=q_proj=4"], "weights.mixed is chosen by the search")):

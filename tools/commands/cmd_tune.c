@@ -180,10 +180,7 @@ static enum err find_mixes(struct tune *t, const struct recipe *r, const struct 
     TRY(tune_bounds(&w, &k, t));
     if (t->settings.uniform)
         return OK;
-    const double bound =
-        t->settings.max_kv_bits > 0 ? t->settings.max_kv_bits : t->settings.max_bits;
-    const double least = t->kv.size[k].bits;
-    return tune_find_mixes(t, r, a, t->settings.max_bits, bound > least ? bound : least);
+    return tune_find_mixes(t, r, a, w, k);
 }
 
 /* Makes the candidates, and a sweep of all their pairs; runs nothing. */

@@ -213,8 +213,8 @@ enum err tune_by_bits(struct tune *t)
     int w, k, cell[8] = {0}, n = 1;
     const bool mix_w = t->weights.mix.text, mix_k = t->kv.mix.text;
     TRY(tune_bounds(&w, &k, t));
-    for (int i = w; i < w + 2 && i < t->weights.n; i++) {
-        for (int j = k; j < k + 2 && j < t->kv.n; j++)
+    for (int i = w; i < w + TUNE_FINEST && i < t->weights.n; i++) {
+        for (int j = k; j < k + TUNE_FINEST && j < t->kv.n; j++)
             cell[n++] = tune_cell(t, i, j);
     }
     if (mix_w)

@@ -10,6 +10,8 @@
 #include "tools/sweep/sweep.h"
 
 #define TUNE_SIZES 8
+#define TUNE_FINEST                                                                        \
+    2 /* sizes of a side that --max-bits tries: the finest within it, the next */
 #define TUNE_TRIALS ((TUNE_SIZES + 1) * (TUNE_SIZES + 1))
 
 struct tune_size {

@@ -70,6 +70,10 @@ static void kv_formats(struct formats *l, const struct arch *a)
  * together. */
 struct problem {
     enum mix_of of;
+    const struct tune_sizes *sizes; /* of the trials without a mix, in own_bits */
+    int finest;                     /* index in sizes of the finest trial */
+    int64_t own_bits;
+    double max_bits;
     const struct arch *arch;
     const struct formats *formats;
     const double *loss; /* [layers][kinds][formats] */
@@ -143,16 +147,26 @@ static void sum(const struct problem *p, const int *choice, int one, double *los
     }
 }
 
-/* Returns the least loss with one format for all items within the budget; INFINITY: none
- * fits. */
-static double uniform_loss(const struct problem *p, int64_t budget)
+/* Returns whether a trial without a mix has this format. */
+static bool is_tried(const struct problem *p, const struct mix_format *f)
+{
+    const int end = p->finest + TUNE_FINEST;
+    for (int i = p->finest; i < end && i < p->sizes->n; i++)
+        if (f->bits == p->own_bits && f->group_size == p->sizes->size[i].group)
+            return true;
+    return false;
+}
+
+/* Returns the least loss of the formats that trials without a mix have for all items. INFINITY:
+ * none of them has an estimate. Any other format for all items must be tried like a mix. */
+static double uniform_loss(const struct problem *p)
 {
     double least = INFINITY;
     for (int f = 0; f < p->formats->n; f++) {
         double loss;
         int64_t cost;
         sum(p, NULL, f, &loss, &cost);
-        if (cost <= budget)
+        if (is_tried(p, &p->formats->f[f]))
             least = fmin(least, loss);
     }
     return least;
@@ -174,17 +188,20 @@ static enum err choice_text(char **out, const struct problem *p, const int *choi
 }
 
 static enum err take_choice(struct tune_mix *out, const struct problem *p,
-                            const int *choice, int64_t budget)
+                            const int *choice)
 {
     double loss;
     int64_t cost;
-    const double uniform = uniform_loss(p, budget);
+    char one[48] = "";
+    const double uniform = uniform_loss(p);
     const char *what = p->of == MIX_WEIGHTS ? "weights" : "cache";
     sum(p, choice, 0, &loss, &cost);
     const double bits = (double)cost / (double)p->elements;
+    if (isfinite(uniform))
+        snprintf(one, sizeof(one), ", %.4f in one format", uniform);
     log_info("%s: estimated loss before calibration %.4f nats per token mixed at %.3f "
-             "bits, %.4f in one format",
-             what, loss, bits, uniform);
+             "bits%s",
+             what, loss, bits, one);
     if (loss >= uniform)
         return OK;
     out->bits = bits;
@@ -193,22 +210,22 @@ static enum err take_choice(struct tune_mix *out, const struct problem *p,
     return OK;
 }
 
-static enum err solve(struct tune_mix *out, struct problem *p, double max_bits)
+static enum err solve(struct tune_mix *out, struct problem *p)
 {
-    const int64_t budget = (int64_t)floor(max_bits * (double)p->elements + 1e-6);
+    const int64_t budget = (int64_t)floor(p->max_bits * (double)p->elements + 1e-6);
     int *choice = NULL;
     TRY(make_items(p));
     TRY(mem_alloc(&choice, (size_t)p->n_items, sizeof(*choice)));
     enum err err = allocate(choice, p->item, p->n_items, budget);
     if (!err)
-        err = take_choice(out, p, choice, budget);
+        err = take_choice(out, p, choice);
     mem_free(choice);
     return err;
 }
 
-static enum err find_mix(struct tune_mix *out, struct problem *p, double max_bits)
+static enum err find_mix(struct tune_mix *out, struct problem *p)
 {
-    const enum err err = solve(out, p, max_bits);
+    const enum err err = solve(out, p);
     mem_free(p->item);
     mem_free(p->option);
     return err ? err_add(err, "%s: ", p->of == MIX_WEIGHTS ? "weights" : "cache") : OK;
@@ -216,11 +233,18 @@ static enum err find_mix(struct tune_mix *out, struct problem *p, double max_bit
 
 /* --- both --------------------------------------------------------------------------- */
 
-static enum err find_both(struct tune *t, const struct sensitivity *s, const struct arch *a,
-                          const struct formats *w, const struct formats *k, double max_bits,
-                          double max_kv_bits)
+static enum err find_both(struct tune *t, const struct sensitivity *s,
+                          const struct recipe *r, const struct arch *a,
+                          const struct formats *w, const struct formats *k,
+                          const int finest[2])
 {
+    const struct tune_settings *own = &t->settings;
+    const double kv_bits = own->max_kv_bits > 0 ? own->max_kv_bits : own->max_bits;
     struct problem weights = {.of = MIX_WEIGHTS,
+                              .sizes = &t->weights,
+                              .own_bits = r->weight_bits,
+                              .finest = finest[0],
+                              .max_bits = own->max_bits,
                               .arch = a,
                               .formats = w,
                               .loss = s->weight,
@@ -229,6 +253,10 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
                               .elements = arch_block_params(a) * a->n_layers,
                               .cost = weight_cost};
     struct problem kv = {.of = MIX_KV,
+                         .sizes = &t->kv,
+                         .own_bits = r->kv_bits,
+                         .finest = finest[1],
+                         .max_bits = fmax(kv_bits, t->kv.size[finest[1]].bits),
                          .arch = a,
                          .formats = k,
                          .loss = s->kv,
@@ -236,13 +264,14 @@ static enum err find_both(struct tune *t, const struct sensitivity *s, const str
                          .per_layer = !t->settings.per_kind,
                          .elements = KV_SIDES * a->n_kv * a->head_dim * a->n_layers,
                          .cost = kv_cost};
-    TRY(find_mix(&t->weights.mix, &weights, max_bits));
-    return find_mix(&t->kv.mix, &kv, max_kv_bits);
+    TRY(find_mix(&t->weights.mix, &weights));
+    return find_mix(&t->kv.mix, &kv);
 }
 
 enum err tune_find_mixes(struct tune *t, const struct recipe *r, const struct arch *a,
-                         double max_bits, double max_kv_bits)
+                         int finest_w, int finest_k)
 {
+    const int finest[2] = {finest_w, finest_k};
     struct formats w = {.n = 0}, k = {.n = 0};
     weight_formats(&w, a, (int)r->weight_bits);
     kv_formats(&k, a);
@@ -253,7 +282,7 @@ enum err tune_find_mixes(struct tune *t, const struct recipe *r, const struct ar
                             .scale_bits = (int)r->scale_bits};
     enum err err = tune_sensitivity(&s, &t->settings, &t->model_crc, a);
     if (!err)
-        err = find_both(t, &s, a, &w, &k, max_bits, max_kv_bits);
+        err = find_both(t, &s, r, a, &w, &k, finest);
     sensitivity_free(&s);
     return err;
 }
