@@ -136,6 +136,17 @@ def test_tune_wide_bound(f):
     assert not any(t["kv_mixed"] for t in trials), trials
 
 
+def test_tune_full_precision(f):
+    """The reference quantizes nothing, whatever the configuration does."""
+    done = f.run("tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "--uniform", "-o", "q.yaml", "--json", *TUNE,
+                 "--set", "head.bits=3", "--set", "activations.bits=4", "--set", "run.compute=bf16")
+    plain = next(r for r in f.rows("q.yaml.work") if r["name"] == "full precision")
+    exact = json.loads(f.run("eval", "model", "-d", "eval.txt", "--ctx", "64", "--windows", "4", "-j1", "--json", "--set",
+                             "run.compute=bf16").stdout)
+    assert close(plain["ppl"], exact["ppl"]), (plain["ppl"], exact["ppl"])
+    assert json.loads(done.stdout) and plain["weight_bits"] == plain["kv_bits"] == 16, plain
+
+
 def test_tune_refuses(f):
     for more, wanted in ((["--uniform", "--per-kind"], "--per-kind"),
                          (["--set", "weights.mixed=q_proj=4"], "weights.mixed is chosen by the search")):

@@ -118,14 +118,18 @@ static enum err add_pair(struct sweep_plan *p, const struct tune *t, int w, int 
     return mem_strdup(&c->name, name);
 }
 
+/* All keys that quantize anything. */
+static const char *const plain_key[] = {"weights.bits", "head.bits", "kv.bits",
+                                        "activations.bits"};
+
 static enum err add_cells(struct sweep_plan *p, const struct tune *t)
 {
     const int n_w = tune_choices(&t->weights), n_k = tune_choices(&t->kv);
     TRY(mem_calloc(&p->cell, (size_t)(1 + n_w * n_k), sizeof(*p->cell)));
     struct sweep_cell *plain = &p->cell[p->n_cells++];
     TRY(mem_strdup(&plain->name, "full precision"));
-    TRY(add_number(&plain->set, "weights.bits", 16));
-    TRY(add_number(&plain->set, "kv.bits", 16));
+    for (size_t i = 0; i < ARRAY_LEN(plain_key); i++)
+        TRY(add_number(&plain->set, plain_key[i], 16));
     for (int w = 0; w < n_w; w++)
         for (int k = 0; k < n_k; k++)
             TRY(add_pair(p, t, w, k));
