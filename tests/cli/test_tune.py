@@ -137,7 +137,7 @@ def test_tune_wide_bound(f):
 
 
 def test_tune_full_precision(f):
-    """The reference quantizes nothing, whatever the configuration does."""
+    """The reference quantizes nothing, whatever the configuration does; and the type of activations is kept."""
     done = f.run("tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "--uniform", "-o", "q.yaml", "--json", *TUNE,
                  "--set", "head.bits=3", "--set", "activations.bits=4", "--set", "run.compute=bf16")
     plain = next(r for r in f.rows("q.yaml.work") if r["name"] == "full precision")
@@ -145,6 +145,9 @@ def test_tune_full_precision(f):
                              "run.compute=bf16").stdout)
     assert close(plain["ppl"], exact["ppl"]), (plain["ppl"], exact["ppl"])
     assert json.loads(done.stdout) and plain["weight_bits"] == plain["kv_bits"] == 16, plain
+    config = config_of(f.path / "q.yaml")
+    assert config["run.compute"] == "bf16" and config["head.bits"] == "3" and config["activations.bits"] == "4", config
+    assert "run.threads" not in config and "run.device" not in config, config
 
 
 def test_tune_refuses(f):

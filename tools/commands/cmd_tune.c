@@ -274,7 +274,7 @@ static enum err put_config(struct file_writer *w, const struct recipe *r)
         const struct recipe_key *k = &recipe_key[i];
         const int n = (int)strcspn(k->name, ".");
         char *value;
-        if (k->affects_speed_only || !strncmp(k->name, "run.", 4))
+        if (k->affects_speed_only)
             continue;
         if (strncmp(last, k->name, (size_t)n + 1))
             TRY(file_printf(w, "%.*s:\n", n, k->name));
