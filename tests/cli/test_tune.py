@@ -10,6 +10,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import harness
+import tiny
 from test_sweep import DEMO, Fixture, close
 
 TUNE = ["--data", "text.txt", "--eval", "eval.txt", "--ctx", "64", "--seqlen", "64", "--windows", "4", "-j1"]
@@ -148,6 +149,19 @@ def test_tune_full_precision(f):
     config = config_of(f.path / "q.yaml")
     assert config["run.compute"] == "bf16" and config["head.bits"] == "3" and config["activations.bits"] == "4", config
     assert "run.threads" not in config and "run.device" not in config, config
+
+
+def test_tune_experts(f):
+    """Mixes need estimates, which a mixture of experts has not: it is refused before anything is written."""
+    tiny.make_model(f.path / "moe", model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=4,
+                    num_experts_per_tok=2, moe_intermediate_size=16, norm_topk_prob=True, decoder_sparse_step=1,
+                    mlp_only_layers=[])
+    command = ["tune", "moe", "--max-bits", "6", "--max-kv-bits", "9", "-o", "moe.yaml", *TUNE]
+    done = f.run(*command, want=2)
+    assert "give --uniform" in done.stderr and "by hand" not in done.stderr, done.stderr
+    assert not list(f.path.glob("moe.yaml*")), list(f.path.glob("moe.yaml*"))
+    f.run(*command, "--uniform")
+    assert config_of(f.path / "moe.yaml")["weights.mixed"] == '""'
 
 
 def test_tune_refuses(f):

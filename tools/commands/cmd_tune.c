@@ -184,6 +184,9 @@ static enum err find_mixes(struct tune *t, const struct recipe *r, const struct 
     TRY(tune_bounds(&w, &k, t));
     if (t->settings.uniform)
         return OK;
+    FAIL_IF(a->n_experts, ERR_SUPPORT,
+            "--max-bits looks for mixes, but the loss of formats is not estimated for a "
+            "mixture of experts; give --uniform");
     return tune_find_mixes(t, r, a, w, k);
 }
 
