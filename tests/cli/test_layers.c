@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Layers of a configuration: what --set makes of the mixes of a file. */
+ * Layers of a configuration: what --set makes of the mixes of a file, and what one key makes of
+ * another. */
 #include "kernels/base/file/file.h"
 #include "tools/recipe/recipe.h"
 
@@ -60,6 +61,28 @@ static void layers_end_mixes(void **state)
     assert_null(recipe_ends_mix(MIX_WEIGHTS, both, 2));
 }
 
+/* kv.learn: false keeps the cache in refinement as well, unless refine.learn names it. */
+static void refines_what_learns(void **state)
+{
+    struct recipe r;
+    (void)state;
+    recipe_init(&r);
+    assert_true(recipe_refine_settings(&r, NULL).lr[REFINE_SMOOTH] > 0);
+    for (int method = WEIGHT_LWC; method <= WEIGHT_GIVEN; method += 2) {
+        r.weight_method = method;
+        r.learn = false;
+        r.refine.learn = LEARN_AUTO;
+        const struct refine_settings kept = recipe_refine_settings(&r, NULL);
+        assert_true(kept.lr[REFINE_SMOOTH] == 0 && kept.lr[REFINE_SHIFT] == 0);
+        assert_true(kept.lr[REFINE_NORMS] > 0);
+        assert_int_equal(kept.lr[REFINE_SCALES] > 0, method == WEIGHT_LWC);
+        r.refine.learn = LEARN_CACHE;
+        const struct refine_settings named = recipe_refine_settings(&r, NULL);
+        assert_true(named.lr[REFINE_SMOOTH] > 0 && named.lr[REFINE_SHIFT] > 0);
+    }
+    recipe_free(&r);
+}
+
 static int remove_file(void **state)
 {
     return unlink(yaml_file);
@@ -69,6 +92,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layers_end_mixes),
+        cmocka_unit_test(refines_what_learns),
     };
     return cmocka_run_group_tests(tests, NULL, remove_file);
 }

@@ -95,7 +95,8 @@ const struct recipe_key recipe_key[] = {
     {"kv.sink", KEY_INT, AT(sink), "0", RANGE_SINK,
      .help = "number of first tokens in full precision"},
     {"kv.learn", KEY_BOOL, AT(learn), "true",
-     .help = "learn shift and smoothing; false keeps their start values"},
+     .help = "learn shift and smoothing; false keeps their start values, also in refinement unless "
+             "refine.learn names the cache"},
     {"kv.init", KEY_CHOICE, AT(kv_init), "paper", .choices = "paper|search",
      .help = "start of the smoothing: paper, the square root of a channel's width; "
              "search, its power with the least cache error on the samples"},
@@ -149,7 +150,7 @@ const struct recipe_key recipe_key[] = {
      .choices = "auto|norms+cache|scales|scales+norms|scales+norms+cache|scales+norms+cache+rounding",
      .help = "what refinement learns: scales of weight groups, gains of norms, smoothing and "
              "shift of the cache, codes of the weights; auto: norms+cache with "
-             "--weights-from, else scales+norms+cache"},
+             "--weights-from, else scales+norms+cache, in both without the cache if kv.learn is false"},
     {"refine.lr_scales", KEY_REAL, AT(refine.lr_scales), "0.003", 0, 1, .omit_default = true,
      .help = "learning rate of the logarithm of the weights' scales"},
     {"refine.lr_norms", KEY_REAL, AT(refine.lr_norms), "0.001", 0, 1, .omit_default = true,

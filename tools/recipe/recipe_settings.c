@@ -134,12 +134,19 @@ static enum recipe_learn learns(const struct recipe *r)
     return r->weight_method == WEIGHT_GIVEN ? LEARN_GIVEN : LEARN_CACHE;
 }
 
+/* kv.learn: false keeps the cache's start values, unless refine.learn names the cache itself. */
+static bool refines_cache(const struct recipe *r)
+{
+    const enum recipe_learn what = learns(r);
+    const bool kept = r->refine.learn == LEARN_AUTO && !r->learn;
+    return !kept && (what == LEARN_GIVEN || what >= LEARN_CACHE);
+}
+
 struct refine_settings recipe_refine_settings(const struct recipe *r, const struct dev *d)
 {
     const struct weight_spec w = recipe_weight_spec(r);
     const enum recipe_learn what = learns(r);
-    const bool norms = what == LEARN_GIVEN || what >= LEARN_NORMS,
-               cache = what == LEARN_GIVEN || what >= LEARN_CACHE;
+    const bool norms = what == LEARN_GIVEN || what >= LEARN_NORMS, cache = refines_cache(r);
     return (struct refine_settings){
         .samples = r->refine.samples,
         .guard = r->refine.guard,
