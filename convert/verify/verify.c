@@ -246,6 +246,8 @@ static enum err run_parts(struct verify *v, const char *dir)
         return OK;
     if (v->model)
         TRY(verify_weights(v));
+    else if (v->s->state)
+        TRY(verify_state(v));
     if (!v->s->ids)
         return OK;
     if (v->model)

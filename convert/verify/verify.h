@@ -20,7 +20,9 @@
 
 /* All pointers are borrowed for the call. A limit that is not above 0 takes its default. */
 struct verify_settings {
-    const char *against; /* MODEL_DIR; NULL: the weights are skipped */
+    /* MODEL_DIR; NULL: the weights are skipped, and what a state has of them (scales, zeros, chosen
+     * codes, refined gains, s and delta) is compared alone */
+    const char *against;
     /* Scales and codes of the calibration. NULL: recomputed for round to nearest, otherwise
      * those of the artifact. */
     const struct quant_source *state;

@@ -30,6 +30,9 @@ void verify_differs(struct verify *v, const char *fmt, ...)
 /* The parts. Each sets its outcome; on error the outcome is not determined. */
 enum err verify_structure(struct verify *v);
 enum err verify_weights(struct verify *v);
+/* Of the weights part, what needs no checkpoint: scales, zeros, chosen codes, refined gains, and
+ * the cache's s and delta are those of the state. Fails the part or leaves its outcome. */
+enum err verify_state(struct verify *v);
 enum err verify_logits(struct verify *v);
 enum err verify_perplexity(struct verify *v);
 

@@ -210,6 +210,15 @@ static void check_channels(struct verify *v, int64_t i, const char *name, const 
         }
 }
 
+static void check_cache(struct verify *v, int64_t i, const struct packed_block *b,
+                        const struct block_quant *q)
+{
+    check_channels(v, i, "k_scale", b->k_scale, q->k_scale);
+    check_channels(v, i, "k_shift", b->k_shift, q->k_shift);
+    check_channels(v, i, "v_scale", b->v_scale, q->v_scale);
+    check_channels(v, i, "v_shift", b->v_shift, q->v_shift);
+}
+
 /* Compares a norm's gain with the source's, or with the refined one; without a state that one
  * is unknown. */
 static void check_gain(struct verify *v, const struct host_mat *have,
@@ -254,12 +263,8 @@ static enum err check_block(struct verify *v, int64_t i)
         check_gain(v, &b->norm[g], &src.norm[g], q->gain[g]);
     if (i == v->arch->n_layers - 1)
         TRY(check_final_norm(v, q));
-    if (kv_quantizes(artifact_kv_spec(v->a))) {
-        check_channels(v, i, "k_scale", b->k_scale, q->k_scale);
-        check_channels(v, i, "k_shift", b->k_shift, q->k_shift);
-        check_channels(v, i, "v_scale", b->v_scale, q->v_scale);
-        check_channels(v, i, "v_shift", b->v_shift, q->v_shift);
-    }
+    if (kv_quantizes(artifact_kv_spec(v->a)))
+        check_cache(v, i, b, q);
     if (m->release)
         m->release(m->ctx, i);
     return OK;
@@ -292,5 +297,88 @@ enum err verify_weights(struct verify *v)
     for (int64_t i = 0; i < v->arch->n_layers; i++)
         TRY(check_block(v, i));
     v->r->weights = v->r->weights_differing ? VERIFY_FAIL : VERIFY_PASS;
+    return OK;
+}
+
+/* --- a state alone ------------------------------------------------------------------ */
+
+/* Compares what the artifact has of one row with a state's: scales, zeros, and codes if the state
+ * chose them. codes, zeros: room for the row's. */
+static int64_t differing_codes(const struct packed_linear *p, const struct qlinear *q,
+                               int64_t r, uint8_t *codes, uint8_t *zeros)
+{
+    int64_t differing = 0;
+    bitpack_unpack_row(zeros, p->zeros + r * bitpack_bytes(p->groups, p->bits), p->groups,
+                       p->bits);
+    for (int64_t g = 0; g < p->groups; g++) {
+        const int64_t at = r * p->groups + g;
+        differing += half_at(p->scales, at) != q->scales[at] || zeros[g] != q->zeros[at];
+    }
+    if (!q->codes)
+        return differing;
+    bitpack_unpack_row(codes, p->qweight + r * bitpack_bytes(p->in, p->bits), p->in,
+                       p->bits);
+    for (int64_t c = 0; c < p->in; c++)
+        differing += codes[c] != q->codes[r * p->in + c];
+    return differing;
+}
+
+static enum err check_lin_state(struct verify *v, const struct packed_linear *p,
+                                const struct qlinear *q)
+{
+    uint8_t *codes = NULL;
+    int64_t differing = 0;
+    const struct lin_format format = {p->bits, p->group_size};
+    FAIL_IF(p->bits == 16 ? q->scales != NULL : !qlinear_fits(q, p->out, p->in, format),
+            ERR_MISMATCH, "%s: the state has scales of another shape or format", p->w.name);
+    if (p->bits == 16)
+        return OK;
+    TRY(mem_alloc(&codes, (size_t)(p->in + p->groups), 1));
+    for (int64_t r = 0; r < p->out; r++)
+        differing += differing_codes(p, q, r, codes, codes + p->in);
+    mem_free(codes);
+    v->r->weights_compared += p->out * (p->groups + (q->codes ? p->in : 0));
+    v->r->weights_differing += differing;
+    if (differing)
+        verify_differs(v, "%s: %" PRId64 " scales, zeros or codes are not the state's",
+                       p->w.name, differing);
+    return OK;
+}
+
+/* Compares a norm's gain if refinement learned it; others are the checkpoint's. */
+static void check_gain_state(struct verify *v, const struct host_mat *have,
+                             const float *refined)
+{
+    struct host_mat want = *have;
+    if (!refined)
+        return;
+    host_mat_set_gain(&want, refined);
+    check_same(v, have, &want);
+}
+
+static enum err check_block_state(struct verify *v, int64_t i)
+{
+    const struct packed_block *b = artifact_block(v->a, i);
+    const struct host_mat norm = artifact_final_norm(v->a);
+    const struct block_quant *q;
+    TRY(verify_block(v, i, &q));
+    for (int l = 0; l < N_LIN; l++)
+        TRY(check_lin_state(v, &b->lin[l], &q->lin[l]));
+    for (int g = 0; g < N_BLOCK_GAINS; g++)
+        check_gain_state(v, &b->norm[g], q->gain[g]);
+    if (i == v->arch->n_layers - 1)
+        check_gain_state(v, &norm, q->gain[GAIN_FINAL]);
+    if (kv_quantizes(artifact_kv_spec(v->a)))
+        check_cache(v, i, b, q);
+    return OK;
+}
+
+/* Says FAIL or nothing: without the checkpoint, the weights themselves are not compared. */
+enum err verify_state(struct verify *v)
+{
+    for (int64_t i = 0; i < v->arch->n_layers; i++)
+        TRY(check_block_state(v, i));
+    if (v->r->weights_differing)
+        v->r->weights = VERIFY_FAIL;
     return OK;
 }

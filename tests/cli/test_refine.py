@@ -59,6 +59,30 @@ def test_refinement(f):
     assert abs(refined - was) > 1e-4, (refined, was)
 
 
+def refuse_state(f, artifact, state, *more, wanted):
+    """Another calibration is no fault of the artifact."""
+    done = f.call([f.wkvq, "verify", artifact, "--state", state, "-j1", *more], want=2)
+    text = done.stderr.decode()
+    assert wanted in text and "Do not use the artifact" not in text, text
+
+
+def test_state_of_another_calibration(f):
+    """The marks explain what differs. Without --against, what a state has is compared alone."""
+    f.reference()
+    small = ["calibration.samples=2", "calibration.epochs=1", "refine.samples=4", "refine.guard=2", "refine.seqlen=32",
+             "refine.epochs=1"]
+    for name, more in (("one", ["calibration.seed=5"]), ("two", ["calibration.seed=6"]), ("codes", ["weights.round=learned"])):
+        f.call(f.command(name, recipe=[*RECIPE, *small, *more]))
+    for more in ([], ["--against", "model"]):
+        refuse_state(f, "one", "two.state", *more, wanted="is not the calibration that one was made from: provenance.state is ")
+        for name in ("one", "codes", "reference"):
+            report = json.loads(f.run("verify", name, "--state", name + ".state", "--json", "-j1", *more).stdout)
+            assert report["passed"] and report["weights_compared"] > 0, report
+            assert (report["parts"]["weights"] == "pass") == bool(more), report
+    f.run("convert", "model", "-o", "nearest", "-q", *harness.words(RECIPE[3:5]))
+    refuse_state(f, "nearest", "one.state", wanted="its manifest names no calibration")
+
+
 def test_refined_scales_keep_their_bits(f):
     """weights.scale_bits holds in refinement: the writer would refuse a scale of more bits."""
     f.call(f.command("portable", recipe=[*RECIPE, *REFINE, "weights.scale_bits=7"]))

@@ -6,6 +6,7 @@
 #include "tools/commands/command_job.h"
 #include "tools/commands/commands.h"
 #include "tools/pipeline/job.h"
+#include "tools/pipeline/stages.h"
 #include "tools/pipeline/verify_report.h"
 #include "tools/state/state.h"
 
@@ -20,8 +21,8 @@ static const struct opt options[] = {
      .help = "Checkpoint that the artifact was made from; every weight is compared with "
              "it bit for bit (default: none, part 2 is skipped)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
-     .help = "Calibration that the scales came from (default: none, the artifact's own "
-             "scales are trusted)"},
+     .help = "Calibration that the scales came from; without --against they are compared alone "
+             "(default: none, the artifact's own scales are trusted)"},
     {OPT_INT, .name = "logit-tokens", .arg = "N", .offset = offsetof(struct args, logit_tokens),
      .value = "256", .lo = 1, .hi = 1 << 20,
      .help = "Tokens of part 3, which decodes them one by one and compares logits and "
@@ -167,7 +168,7 @@ static enum err check_checkpoint(const struct args *a, const struct verify_repor
     bool given;
     struct hf_model *m = NULL;
     uint32_t crc = 0;
-    if (r->weights != VERIFY_FAIL)
+    if (r->weights != VERIFY_FAIL || !a->against)
         return OK;
     TRY(read_checkpoint(was, &given, a->pos.item[0]));
     TRY(given ? hf_open_packed(&m, a->against, VERIFY_WANTS_GIVEN)
@@ -180,6 +181,30 @@ static enum err check_checkpoint(const struct args *a, const struct verify_repor
             "%s: its config.json or tensor files are not those that %s was made from: "
             "checkpoint.crc32 is %s in the manifest and %s in %s",
             a->against, a->pos.item[0], was, is, a->against);
+    return OK;
+}
+
+/* Fails if a part does and STATE is not the calibration of the manifest: this explains the failure,
+ * so the artifact may be sound. A calibration that has another mark and the same values passes. */
+static enum err check_state(const struct args *a, const struct verify_report *r,
+                            const struct state *s)
+{
+    char was[STATE_MARK], is[STATE_MARK];
+    const bool differs = r->weights == VERIFY_FAIL || r->logits == VERIFY_FAIL ||
+                         r->perplexity == VERIFY_FAIL;
+    if (!s || !differs || r->structure == VERIFY_FAIL)
+        return OK;
+    TRY(stage_artifact_mark(was, a->pos.item[0]));
+    state_mark(is, s);
+    FAIL_IF(!*was, ERR_MISMATCH,
+            "%s: its manifest names no calibration, and it does not agree with %s; leave "
+            "--state out, or give the calibration that it was made from",
+            a->pos.item[0], a->state);
+    FAIL_IF(strcmp(was, is), ERR_MISMATCH,
+            "%s: is not the calibration that %s was made from: provenance.state is %s in "
+            "the manifest, and the state's mark is %s; give that calibration, or leave "
+            "--state out",
+            a->state, a->pos.item[0], was, is);
     return OK;
 }
 
@@ -214,6 +239,7 @@ static enum err run(struct args *a)
     TRY_OUT(open_state(&s, a));
     TRY_OUT(verify(&r, &j, a, s));
     TRY_OUT(print_report(a, &r));
+    TRY_OUT(check_state(a, &r, s));
     TRY_OUT(check_checkpoint(a, &r));
     if (!r.passed)
         err = err_set(ERR_VERIFY, __FILE__, __LINE__, "%s: verification failed: %s%s",
@@ -235,9 +261,10 @@ const struct command cmd_verify = {
         "Four parts: 1. files, checksums and finite values. 2. Every packed weight "
         "against the checkpoint, bit for bit (--against). 3. Logits and cache of the "
         "packed runtime, token by token, against the simulation (--data). 4. Its "
-        "perplexity against the simulation's. The exit status is 3 if a part fails, and 2 if "
+        "perplexity against the simulation's. The exit status is 3 if a part fails. It is 2 if "
         "weights differ and the manifest says that --against has other files than the artifact "
-        "was made from.\n\n"
+        "was made from, or if a part fails and --state is another calibration than the "
+        "manifest's.\n\n"
         "  wkvq verify SmolLM2-135M-w4kv4 --against SmolLM2-135M --data wiki.test.raw\n",
     .groups = groups,
     .min_pos = 1,

@@ -77,7 +77,11 @@ json_t *verify_report_json(const char *artifact, const struct verify_report *r)
 
 static void print_weights(const struct verify_report *r, bool against, bool state)
 {
-    if (r->weights == VERIFY_SKIP)
+    if (r->weights == VERIFY_SKIP && r->weights_compared)
+        printf("weights     skipped: --against names the checkpoint; %" PRId64
+               " values without it (scales, zeros, cache) are the calibration's\n",
+               r->weights_compared);
+    else if (r->weights == VERIFY_SKIP)
         printf("weights     skipped%s\n",
                against ? "" : ": --against names the checkpoint");
     else
