@@ -327,11 +327,17 @@ static char *details_of(const struct command *cmd)
     return n < 0 ? NULL : text;
 }
 
+/* A prompt is no file's name: the command refuses it in other words. */
+static bool holds_prompt(const struct args *a, const char *text)
+{
+    return a->prompt && a->prompt >= text && a->prompt <= text + strlen(text);
+}
+
 enum err opt_need_utf8(const struct args *a, const char *what)
 {
     for (int i = 1; i < a->argc; i++) {
         const char *text = a->argv[i];
-        FAIL_IF(!utf8_valid(text, strlen(text)), ERR_USAGE,
+        FAIL_IF(!holds_prompt(a, text) && !utf8_valid(text, strlen(text)), ERR_USAGE,
                 "%s: the argument '%s' is not UTF-8, and JSON cannot hold it; rename the "
                 "file, or reach it through a link with such a name",
                 what, text);

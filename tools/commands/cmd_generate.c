@@ -102,6 +102,13 @@ static void warn_of_greedy(const struct args *a)
             name);
 }
 
+static enum err check_text(const char *text, size_t n, const char *from)
+{
+    FAIL_IF(!utf8_valid(text, n), ERR_FORMAT,
+            "%s: is not UTF-8; convert it, as with iconv -f WINDOWS-1252 -t UTF-8", from);
+    return OK;
+}
+
 /* The line end that closes a file is not part of a sentence to continue. */
 static enum err read_prompt_file(struct generation *g, const char *path)
 {
@@ -110,9 +117,7 @@ static enum err read_prompt_file(struct generation *g, const char *path)
     size_t n = g->file.bytes;
     n -= n && text[n - 1] == '\n';
     n -= n && text[n - 1] == '\r';
-    FAIL_IF(!utf8_valid(text, n), ERR_FORMAT,
-            "%s: is not UTF-8; convert it, as with iconv -f WINDOWS-1252 -t UTF-8",
-            unpack_shown(path));
+    TRY(check_text(text, n, unpack_shown(path)));
     FAIL_IF(!n, ERR_USAGE, "%s: is empty; give a text to continue", unpack_shown(path));
     g->text_in = text;
     g->bytes_in = n;
@@ -132,7 +137,7 @@ static enum err take_prompt(struct generation *g)
         return read_prompt_file(g, "-");
     g->text_in = a->prompt;
     g->bytes_in = strlen(a->prompt);
-    return OK;
+    return check_text(g->text_in, g->bytes_in, "--prompt");
 }
 
 /* Refuses keys of the quantization, of which full precision has none. */
