@@ -220,7 +220,7 @@ enum err yaml_load_file(struct yaml **out, const char *path)
     TRY(file_read_all(&text, &n, path, FILE_MAX));
     const enum err err = yaml_parse_text(out, text, n, path);
     mem_free(text);
-    return err;
+    return err == ERR_FORMAT ? ERR_USAGE : err;
 }
 
 void yaml_tree_free(struct yaml **y)
