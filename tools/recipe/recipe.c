@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "tools/recipe/recipe.h"
 
-#include "data/yaml.h"
 #include "kernels/base/limits.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/opt.h"
 #include "tools/cli/size.h"
+#include "tools/recipe/recipe_priv.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -26,7 +26,7 @@ _Static_assert(TERMS_LAST == 0 && TERMS_ALL == 1, "crr.terms");
 _Static_assert(LOSS_MAE == 0 && LOSS_MSE == 1, "crr.loss");
 _Static_assert(SCHEDULE_CONSTANT == 0 && SCHEDULE_COSINE == 1, "optimizer.schedule");
 
-static const struct recipe_key *find_key(const char *name)
+const struct recipe_key *recipe_find_key(const char *name)
 {
     for (int i = 0; i < recipe_n_keys; i++) {
         if (!strcmp(recipe_key[i].name, name))
@@ -167,7 +167,7 @@ static bool parse_value(struct recipe *r, const struct recipe_key *k, const char
         return parse_bytes_key(f, text);
     case KEY_NAME:
         return parse_name(f, text);
-    case KEY_MIX: /* handled by set_key */
+    case KEY_MIX: /* handled by recipe_set_key */
     case KEY_FILES:
         break;
     }
@@ -187,7 +187,7 @@ static enum err set_mix(struct recipe *r, const struct recipe_key *k, const char
     return OK;
 }
 
-static enum err set_key(struct recipe *r, const struct recipe_key *k, const char *text,
+enum err recipe_set_key(struct recipe *r, const struct recipe_key *k, const char *text,
                         const char *where)
 {
     char wanted[192];
@@ -204,7 +204,7 @@ static enum err set_key(struct recipe *r, const struct recipe_key *k, const char
     FAIL(ERR_USAGE, "%s: %s: '%s': %s", where, k->name, text, wanted);
 }
 
-static enum err unknown_key(const char *name, const char *where)
+enum err recipe_unknown_key(const char *name, const char *where)
 {
     const struct recipe_key *alike[RECIPE_ALIKE_MAX];
     const int n = recipe_alike(alike, name, false);
@@ -222,14 +222,14 @@ static enum err unknown_key(const char *name, const char *where)
 
 enum err recipe_set(struct recipe *r, const char *name, const char *text, const char *where)
 {
-    const struct recipe_key *k = find_key(name);
+    const struct recipe_key *k = recipe_find_key(name);
     if (!strcmp(name, "preset"))
         return recipe_preset(r, text, where);
     if (!k)
-        return unknown_key(name, where);
+        return recipe_unknown_key(name, where);
     if (k->kind == KEY_FILES)
         recipe_files_clear((struct recipe_files *)((char *)r + k->offset));
-    return set_key(r, k, text, where);
+    return recipe_set_key(r, k, text, where);
 }
 
 void recipe_init(struct recipe *r)
@@ -247,136 +247,6 @@ void recipe_free(struct recipe *r)
     mix_free(r->weight_mix);
     mix_free(r->kv_mix);
     r->weight_mix = r->kv_mix = NULL;
-}
-
-/* Sets the texts from a file name, a text with its share, or a list of either. */
-static enum err set_files(struct recipe_files *files, const char *name,
-                          const struct yaml *node, const char *path)
-{
-    char where[640];
-    const bool list = node->kind == YAML_LIST;
-    const struct yaml *item = list ? node->child : node;
-    recipe_files_clear(files);
-    for (size_t i = 0; i < (list ? node->n : 1); i++) {
-        snprintf(where, sizeof(where), "%.400s: line %d: %s", path, item[i].line, name);
-        TRY(recipe_files_add_yaml(files, &item[i], where));
-    }
-    snprintf(where, sizeof(where), "%.400s: line %d: %s", path, node->line, name);
-    return recipe_files_check(files, where);
-}
-
-/* Sets one key; full: its name with the section. */
-static enum err set_node(struct recipe *r, const char *full, const struct yaml *node,
-                         const char *path)
-{
-    char where[512];
-    snprintf(where, sizeof(where), "%.400s: line %d", path, node->line);
-    const struct recipe_key *k = find_key(full);
-    if (!k)
-        return unknown_key(full, where);
-    if (k->kind == KEY_FILES)
-        return set_files((struct recipe_files *)((char *)r + k->offset), full, node, path);
-    FAIL_IF(node->kind == YAML_MAP, ERR_USAGE, "%s: %s: want a value, not further keys",
-            where, full);
-    FAIL_IF(node->kind == YAML_LIST, ERR_USAGE, "%s: %s: want one value, not a list", where,
-            full);
-    FAIL_IF(node->quoted &&
-                (k->kind == KEY_INT || k->kind == KEY_REAL || k->kind == KEY_BITS),
-            ERR_USAGE, "%s: %s: '%s' is in quotes; want a number", where, full, node->text);
-    return set_key(r, k, node->text, where);
-}
-
-/* Writes the part of a key's name before the dot. */
-static void section_of(char out[32], const struct recipe_key *k)
-{
-    snprintf(out, 32, "%.*s", (int)strcspn(k->name, "."), k->name);
-}
-
-static bool is_section(const char *name)
-{
-    char section[32];
-    for (int i = 0; i < recipe_n_keys; i++) {
-        section_of(section, &recipe_key[i]);
-        if (!strcmp(section, name))
-            return true;
-    }
-    return false;
-}
-
-static enum err unknown_section(const char *name, const char *path, int line)
-{
-    struct nearest best = {0};
-    char where[512];
-    char section[32], closest[32];
-    if (strchr(name, '.')) {
-        snprintf(where, sizeof(where), "%.400s: line %d", path, line);
-        return unknown_key(name, where);
-    }
-    for (int i = 0; i < recipe_n_keys; i++) {
-        section_of(section, &recipe_key[i]);
-        nearest_consider(&best, name, section);
-        if (best.word == section) {
-            memcpy(closest, section, sizeof(closest));
-            best.word = closest;
-        }
-    }
-    FAIL_IF(best.word, ERR_USAGE, "%s: line %d: unknown section '%s'; did you mean '%s'?",
-            path, line, name, best.word);
-    FAIL(ERR_USAGE,
-         "%s: line %d: unknown section '%s'; `wkvq --print-reference` lists all keys", path,
-         line, name);
-}
-
-/* Sets the keys of a section, or a key that is written with its section. */
-static enum err set_section(struct recipe *r, const char *name, const struct yaml *node,
-                            const char *path)
-{
-    char full[128];
-    if (find_key(name)) /* "kv.bits: 4" */
-        return set_node(r, name, node, path);
-    if (!is_section(name))
-        return unknown_section(name, path, node->line);
-    FAIL_IF(node->kind != YAML_MAP, ERR_USAGE,
-            "%s: line %d: %s: want keys below it, as in '%s: {KEY: VALUE}'", path,
-            node->line, name, name);
-    for (size_t i = 0; i < node->n; i++) {
-        snprintf(full, sizeof(full), "%s.%s", name, node->key[i]);
-        TRY(set_node(r, full, &node->child[i], path));
-    }
-    return OK;
-}
-
-static enum err set_preset(struct recipe *r, const struct yaml *node, const char *path)
-{
-    char where[512];
-    snprintf(where, sizeof(where), "%.400s: line %d", path, node->line);
-    FAIL_IF(node->kind != YAML_TEXT, ERR_USAGE, "%s: preset: want a name", where);
-    return recipe_preset(r, node->text, where);
-}
-
-/* Loads a file. preset: the name that replaces the file's own preset; NULL: none. */
-static enum err load_yaml(struct recipe *r, const char *path, const char *preset)
-{
-    enum err err = OK;
-    struct yaml *root = NULL;
-    TRY(yaml_load_file(&root, path));
-    if (root->kind != YAML_MAP)
-        FAIL_OUT(ERR_USAGE, "%s: line %d: want 'section: {key: value}' at the top", path,
-                 root->line);
-    for (size_t i = 0; i < root->n && !preset; i++)
-        if (!strcmp(root->key[i], "preset"))
-            TRY_OUT(set_preset(r, &root->child[i], path));
-    for (size_t i = 0; i < root->n; i++)
-        if (strcmp(root->key[i], "preset"))
-            TRY_OUT(set_section(r, root->key[i], &root->child[i], path));
-out:
-    yaml_free(&root);
-    return err;
-}
-
-enum err recipe_load_yaml(struct recipe *r, const char *path)
-{
-    return load_yaml(r, path, NULL);
 }
 
 /* Writes a JSON scalar as one would type it. */
@@ -397,7 +267,7 @@ static enum err set_json(struct recipe *r, const char *section, const char *name
 {
     char full[128], text[128];
     snprintf(full, sizeof(full), "%s.%s", section, name);
-    const struct recipe_key *k = find_key(full);
+    const struct recipe_key *k = recipe_find_key(full);
     FAIL_IF(!k, ERR_FORMAT, "%s: config: unknown key '%s'", where, full);
     if (k->kind == KEY_FILES)
         return OK; /* file names mean nothing on another machine */
@@ -481,7 +351,7 @@ static enum err apply_typed(struct recipe *r, const struct recipe_input *in, boo
     if (preset >= 0)
         TRY(set_pair(r, in->set[preset], place_of(in, preset)));
     if (in->config)
-        TRY(load_yaml(r, in->config, preset < 0 ? NULL : in->set[preset]));
+        TRY(recipe_read_yaml(r, in->config, preset >= 0));
     recipe_end_mixes(r, in, say);
     for (int i = 0; i < in->n_set; i++)
         if (!is_preset(in->set[i]))

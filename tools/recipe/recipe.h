@@ -124,7 +124,8 @@ void recipe_set_text(char *out, size_t size, const struct recipe_key *const *fou
                      const char *value);
 /* Sets the keys of a preset. Errors as for recipe_set. */
 enum err recipe_preset(struct recipe *r, const char *name, const char *where);
-/* Sets the keys of a YAML file. Its preset is applied first, wherever it stands. */
+/* Sets the keys of a YAML file. Its preset is applied first, wherever it stands. ERR_USAGE if a key
+ * stands twice, in its section and with it. */
 enum err recipe_load_yaml(struct recipe *r, const char *path);
 /* Sets the keys of an object that recipe_json made. A key that is younger than the object
  * gets the value that was fixed before. ERR_FORMAT names where and the key. */

@@ -43,6 +43,16 @@ void sweep_plan_free(struct sweep_plan *p)
     *p = (struct sweep_plan){0};
 }
 
+/* Returns whether "KEY=..." is in the list. */
+static bool has_key(const struct set_list *l, const char *key)
+{
+    const size_t n = strlen(key);
+    for (int i = 0; i < l->n; i++)
+        if (!strncmp(l->item[i], key, n) && l->item[i][n] == '=')
+            return true;
+    return false;
+}
+
 /* Adds "weights.bits=3" for both "weights: {bits: 3}" and "weights.bits: 3". */
 static enum err flatten(struct set_list *l, const struct yaml *map, const char *section,
                         const char *path)
@@ -56,6 +66,8 @@ static enum err flatten(struct set_list *l, const struct yaml *map, const char *
         snprintf(key, sizeof(key), "%s%s%s", section, *section ? "." : "", map->key[i]);
         FAIL_IF(v->kind == YAML_LIST || (v->kind == YAML_MAP && *section), ERR_USAGE,
                 "%s: line %d: %s: want one value", path, v->line, key);
+        FAIL_IF(has_key(l, key), ERR_USAGE,
+                "%s: line %d: %s is set a second time; remove one", path, v->line, key);
         if (v->kind == YAML_MAP)
             TRY(flatten(l, v, key, path));
         else
