@@ -6,7 +6,8 @@
  *
  *   visit_window   activations of a window: keys and values are stored
  *   visit_grad     gradients of that window, five times: G, |g_t|^2, then X weighted by it
- *   visit_block    losses of all formats, projections by rows and the cache by tokens
+ *   visit_block    losses of all formats, projections by rows, the cache by tokens, and keys by
+ *                  channels under KV_CHANNEL
  */
 #include "calib/sensitivity.h"
 
@@ -303,6 +304,47 @@ static double token_error(const struct tokens *j, int64_t t, const struct mix_fo
     return sum;
 }
 
+/* Returns the error of channel c over tokens t to t + n - 1, which share a scale and minimum. */
+static double block_error(const struct tokens *j, int64_t t, int64_t n, int64_t c, int bits)
+{
+    const struct arch *a = j->m->arch;
+    const int64_t C = channels(a);
+    const float *x = j->x + t * C + c;
+    const double *g2 = j->g2 + t * a->n_kv + c / a->head_dim;
+    float mn = INFINITY, mx = -INFINITY;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        mn = fminf(mn, x[i * C]);
+        mx = fmaxf(mx, x[i * C]);
+    }
+    const float h = f16_to_f32(quant_kv_scale(mn, mx, bits));
+    const float m = f16_to_f32(quant_kv_min(mn));
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t q = quant_kv_code(x[i * C], h, m, bits);
+        const double e = (double)x[i * C] - (double)quant_kv_out(q, h, m, 1, 0);
+        sum += g2[i * a->n_kv] * (e * e);
+    }
+    return sum;
+}
+
+/* Item i: channel i % C in window i / C. Tokens at the end that fill no block count as one, since
+ * in a longer text they would be part of one. */
+static void measure_channel(void *ctx, int64_t i, int thread)
+{
+    const struct tokens *j = ctx;
+    const struct sensitivity *s = j->m->out;
+    const int64_t C = channels(j->m->arch), T = j->m->T, begin = i / C * T;
+    (void)thread;
+    for (int f = 0; f < s->n_kv; f++) {
+        const int64_t n = s->kv_format[f].group_size;
+        double *sum = &j->m->parts[i * s->n_kv + f];
+        *sum = 0;
+        for (int64_t t = 0; t < T; t += n)
+            *sum += block_error(j, begin + t, T - t < n ? T - t : n, i % C,
+                                s->kv_format[f].bits);
+    }
+}
+
 static void measure_token(void *ctx, int64_t t, int thread)
 {
     const struct tokens *j = ctx;
@@ -339,18 +381,20 @@ static enum err measure_side(struct measure *m, int64_t block, int side)
 {
     struct sensitivity *s = m->out;
     const int64_t C = channels(m->arch), rows = m->n * m->T;
+    const bool by_channel = side == KV_K && s->spec.method == KV_CHANNEL;
+    const int64_t items = by_channel ? m->n * C : rows;
     const double tokens = (double)(m->n * (m->T - 1));
     double *loss = s->kv + (block * 2 + side) * s->n_kv;
     float *p = NULL;
     TRY(mem_alloc(&p, 4 * (size_t)C, sizeof(*p)));
     start_smoothing(m, p, m->side[side]);
     struct tokens j = {m, m->side[side], m->side_g2[side], p, p + C};
-    pool_run(m->pool, rows, measure_token, &j);
+    pool_run(m->pool, items, by_channel ? measure_channel : measure_token, &j);
     mem_free(p);
     for (int f = 0; f < s->n_kv; f++) {
         double sum = 0;
-        for (int64_t t = 0; t < rows; t++)
-            sum += m->parts[t * s->n_kv + f];
+        for (int64_t i = 0; i < items; i++)
+            sum += m->parts[i * s->n_kv + f];
         loss[f] = sum / (2 * tokens * (double)m->arch->head_dim);
     }
     return OK;
@@ -398,7 +442,8 @@ static enum err open_measure(struct measure *m)
     const struct arch *a = m->arch;
     const struct sensitivity *s = m->out;
     const size_t rows = (size_t)(m->n * m->T);
-    int64_t widest = channels(a), largest = 0, most = m->n * m->T * s->n_kv;
+    int64_t widest = channels(a), largest = 0,
+            most = m->n * larger(m->T, channels(a)) * s->n_kv;
     for (int l = 0; l < N_LIN; l++) {
         const int64_t out = arch_out(a, l), in = arch_in(a, l);
         widest = larger(widest, larger(out, in));
@@ -448,8 +493,7 @@ enum err sensitivity_measure(struct sensitivity *s, struct dev *d, const struct 
     const size_t layers = (size_t)a->n_layers;
     TRY(dev_attn_check(d, a->head_dim));
     FAIL_IF(a->n_experts, ERR_SUPPORT,
-            "the sensitivity of projections is not measured for a mixture of experts; set "
-            "weights.mixed by hand");
+            "the sensitivity of projections is not measured for a mixture of experts");
     TRY(mem_calloc(&s->weight, layers * N_LIN * (size_t)s->n_weight, sizeof(*s->weight)));
     TRY(mem_calloc(&s->kv, layers * 2 * (size_t)s->n_kv, sizeof(*s->kv)));
     enum err err = open_measure(&m);

@@ -15,8 +15,9 @@
  *
  * Inputs are weighted token by token, because a first token with activations a hundred
  * times larger than the others has almost no gradient. Weights are rounded to nearest, the
- * cache as calibration starts. Calibration recovers part of these losses, so only their
- * order and ratios are meaningful. */
+ * cache as calibration starts; under KV_CHANNEL a group of keys is that many consecutive tokens
+ * of a channel. Calibration recovers part of these losses, so only their order and ratios are
+ * meaningful. */
 #ifndef WKVQ_SENSITIVITY_H
 #define WKVQ_SENSITIVITY_H
 

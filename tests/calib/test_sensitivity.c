@@ -157,9 +157,9 @@ static const struct mix_format formats[] = {{2, 8}, {3, 8}, {4, 8}, {4, 0}, {8, 
 static const struct mix_format kv_formats[] = {{2, 4}, {4, 4}, {4, 8}, {8, 4}, {4, 5}};
 
 static void measure(struct sensitivity *s, struct fixture *f, struct dev *d,
-                    enum kv_rotate rotate)
+                    enum kv_method method, enum kv_rotate rotate)
 {
-    const struct kv_spec kv = {.method = KV_CHANNEL_TOKEN, .bits = 4, .rotate = rotate};
+    const struct kv_spec kv = {.method = method, .bits = 4, .rotate = rotate};
     int32_t ids[WINDOWS * T];
     draw_ids(ids, &f->arch);
     *s = (struct sensitivity){.weight_format = formats,
@@ -251,7 +251,7 @@ static void test_estimates(void **state)
     (void)state;
     fixture_open(&f, tiny_arch(0, 3), 21);
     struct dev *d = open_dev("cpu");
-    measure(&s, &f, d, ROTATE_NONE);
+    measure(&s, &f, d, KV_CHANNEL_TOKEN, ROTATE_NONE);
     for (int i = 0; i < 3 * N_LIN; i++) {
         const double *e = s.weight + i * s.n_weight;
         /* one bit more divides the error by about 4; wider groups have more error */
@@ -267,7 +267,7 @@ static void test_estimates(void **state)
     const double got = s.weight[(2 * N_LIN + LIN_DOWN) * s.n_weight + 2];
     check_error("down by its formula", fabs(got / written_out(&f, d) - 1), 1e-9);
     /* A rotation of keys changes the estimates of keys only. */
-    measure(&rotated, &f, d, ROTATE_K);
+    measure(&rotated, &f, d, KV_CHANNEL_TOKEN, ROTATE_K);
     assert_memory_equal(s.weight, rotated.weight,
                         sizeof(double) * 3 * N_LIN * (size_t)s.n_weight);
     for (int i = 0; i < 3 * 2 * s.n_kv; i++) {
@@ -276,6 +276,103 @@ static void test_estimates(void **state)
     }
     sensitivity_free(&s);
     sensitivity_free(&rotated);
+    dev_close(&d);
+    fixture_close(&f);
+}
+
+/* Keys of one block, as its forward has them, and their gradients. */
+struct keys {
+    struct dev *dev;
+    int64_t block, window;
+    float *k[WINDOWS], *g[WINDOWS]; /* [T][q, k, v] */
+    int64_t ld;
+};
+
+static enum err keys_window(void *ctx, int64_t block, const struct block_acts *acts)
+{
+    struct keys *s = ctx;
+    s->block = block;
+    if (block == 1)
+        s->k[s->window] = to_host(s->dev, &acts->qkv);
+    s->ld = acts->qkv.dim[1];
+    return OK;
+}
+
+static enum err keys_grad(void *ctx, enum block_grad what, const struct tensor *g)
+{
+    struct keys *s = ctx;
+    if (s->block == 1 && what == BLOCK_GRAD_ATTENTION)
+        s->g[s->window++] = to_host(s->dev, g);
+    return OK;
+}
+
+/* |g_th|^2 of the key of head h at token t. */
+static double key_grad(const struct keys *s, const struct arch *a, int w, int64_t t,
+                       int64_t h)
+{
+    const float *g = s->g[w] + t * s->ld + (a->n_heads + h) * a->head_dim;
+    double sum = 0;
+    for (int64_t c = 0; c < a->head_dim; c++)
+        sum += (double)g[c] * (double)g[c];
+    return sum;
+}
+
+/* The header's formula for keys of block 1 at 4 bits by channel, n tokens a block, with the
+ * simulation's own quantizer. */
+static double keys_written_out(const struct keys *s, const struct arch *a, struct dev *d,
+                               int64_t n)
+{
+    const int64_t C = a->n_kv * a->head_dim;
+    double sum = 0;
+    for (int w = 0; w < WINDOWS; w++) {
+        float x[T * 64], xq[T * 64];
+        assert_true(C <= 64 && T % n == 0);
+        for (int64_t t = 0; t < T; t++)
+            memcpy(x + t * C, s->k[w] + t * s->ld + a->n_heads * a->head_dim,
+                   (size_t)C * sizeof(*x));
+        const struct tensor from = tensor_3d(x, DT_F32, T, a->n_kv, a->head_dim);
+        const struct tensor to = tensor_3d(xq, DT_F32, T, a->n_kv, a->head_dim);
+        must(dev_fake_quant_kv_channel(d, &to, &from, 4, n));
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t c = 0; c < C; c++) {
+                const double e = (double)x[t * C + c] - (double)xq[t * C + c];
+                sum += key_grad(s, a, w, t, c / a->head_dim) * e * e;
+            }
+    }
+    return sum / (2.0 * WINDOWS * (T - 1) * (double)a->head_dim);
+}
+
+/* kv.method: channel groups keys by tokens and values by channels. */
+static void test_keys_by_channel(void **state)
+{
+    struct fixture f;
+    struct sensitivity s, by_token;
+    double nll;
+    int32_t ids[WINDOWS * T];
+    (void)state;
+    fixture_open(&f, tiny_arch(0, 3), 21);
+    struct dev *d = open_dev("cpu");
+    struct keys k = {.dev = d};
+    const struct model_visitor v = {
+        .ctx = &k, .window = keys_window, .grad = keys_grad, .block = no_block};
+    measure(&s, &f, d, KV_CHANNEL, ROTATE_NONE);
+    measure(&by_token, &f, d, KV_TOKEN, ROTATE_NONE);
+    for (int i = 0; i < 3 * 2 * s.n_kv; i++) {
+        const bool key = i / s.n_kv % 2 == KV_K;
+        assert_true(s.kv[i] > 0 && (s.kv[i] != by_token.kv[i]) == key);
+    }
+    draw_ids(ids, &f.arch);
+    must(model_backward(&nll, d, &f.arch, &f.source,
+                        &(struct model_windows){ids, WINDOWS, T}, &v));
+    assert_int_equal(k.window, WINDOWS);
+    const double got = s.kv[2 * s.n_kv + 1], want = keys_written_out(&k, &f.arch, d, 4);
+    check_error("keys by channel by their formula", fabs(got / want - 1), 1e-9);
+    for (int w = 0; w < WINDOWS; w++) {
+        mem_free(k.k[w]);
+        mem_free(k.g[w]);
+    }
+    sensitivity_free(&s);
+    sensitivity_free(&by_token);
     dev_close(&d);
     fixture_close(&f);
 }
@@ -316,6 +413,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
         cmocka_unit_test(test_estimates),
+        cmocka_unit_test(test_keys_by_channel),
         cmocka_unit_test(test_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -151,6 +151,20 @@ def test_tune_full_precision(f):
     assert "run.threads" not in config and "run.device" not in config, config
 
 
+def test_tune_keys_by_channel(f):
+    """Keys in blocks of tokens have estimates of their own, values those of a cache by token."""
+    losses = {}
+    for method in ("token", "channel"):
+        f.run("tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "-o", method + ".yaml", *TUNE,
+              "--set", "kv.method=" + method, "--set", "kv.group_size=8")
+        kept = json.loads((f.path / (method + ".yaml.work") / "sensitivity.json").read_text())
+        half = len(kept["kv_loss"]) // 6  # three layers of keys and values
+        losses[method] = [kept["kv_loss"][i * half:(i + 1) * half] for i in range(6)]
+        assert kept["identity"].get("keys") == ("by channel" if method == "channel" else None), kept["identity"]
+    keys, values = ([losses[m][side::2] for m in losses] for side in (0, 1))
+    assert values[0] == values[1] and all(a != b for a, b in zip(*keys)), losses
+
+
 def test_tune_experts(f):
     """Mixes need estimates, which a mixture of experts has not: it is refused before anything is written."""
     tiny.make_model(f.path / "moe", model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=4,

@@ -42,6 +42,9 @@ static enum err identify(json_t **out, struct job *j, const struct sensitivity *
     *out = json_pack("{s:o, s:o, s:o}", "run", own, "weight_formats",
                      formats_json(s->weight_format, s->n_weight), "kv_formats",
                      formats_json(s->kv_format, s->n_kv));
+    if (*out &&
+        j->recipe.kv_method == KV_CHANNEL) /* files from before have keys by token */
+        json_object_set_new(*out, "keys", json_string("by channel"));
     FAIL_IF(!*out || json_out_of_memory(), ERR_MEMORY, "out of memory for an identity");
     return OK;
 }
