@@ -34,6 +34,8 @@ static int most_bits(const struct export_source *s)
 static enum err note_weights(struct export_job *j)
 {
     const int bits = most_bits(j->source), scale_bits = export_scale_bits(j->source);
+    if (!bits)
+        return OK;
     if (hub_is_exact(j->options.dtype, bits, scale_bits))
         return export_note(j, EXPORT_CARRIED, "The value of every code, exactly");
     return export_note(
@@ -43,14 +45,30 @@ static enum err note_weights(struct export_job *j)
         dtype_name(j->options.dtype), bits, scale_bits);
 }
 
+/* vLLM refuses Gemma 3 in float16, and with `--dtype auto` computes it in bfloat16. */
+static enum err note_gemma(struct export_job *j)
+{
+    if (j->source->arch->family != ARCH_GEMMA3 || j->options.dtype != DT_F16)
+        return OK;
+    return export_note(
+        j, EXPORT_CHANGED,
+        "vLLM computes Gemma 3 in bfloat16 alone, which rounds these values once "
+        "more; --dtype bf16 rounds them once");
+}
+
 static enum err check(struct export_job *j)
 {
     static const char *const name[] = {
         [DT_F32] = "float32", [DT_F16] = "float16", [DT_BF16] = "bfloat16"};
     struct hub_plan *p;
+    int64_t rounded;
     TRY(hub_plan_new(&p, j));
     TRY(note_weights(j));
     TRY(hub_add_rest(p, j->source, j->options.dtype));
+    TRY(hub_note_rounded(j, j->options.dtype, &rounded));
+    if (!most_bits(j->source) && !rounded)
+        TRY(export_note(j, EXPORT_CARRIED, "The value of every weight, exactly"));
+    TRY(note_gemma(j));
     TRY(add_linears(p, j));
     return hub_finish(j, NULL, name[j->options.dtype]);
 }

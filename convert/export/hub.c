@@ -4,8 +4,10 @@
 #include "convert/artifact/artifact_files.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
+#include "kernels/base/plural.h"
 #include "kernels/tensor/quant.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,9 +58,9 @@ enum err hub_add(struct hub_plan *p, const struct hub_tensor *how, const char *n
     struct hub_tensor *h = &p->how[p->tensors.n - 1];
     *h = *how;
     h->projection = how->linear && how->linear->layer >= 0;
-    h->rows = n_dims > 1 ? dim[0] : 1;
-    h->row_bytes =
-        h->rows ? p->tensors.tensor[p->tensors.n - 1].bytes / (size_t)h->rows : 0;
+    const size_t bytes = p->tensors.tensor[p->tensors.n - 1].bytes;
+    h->rows = !bytes ? 0 : n_dims > 1 ? dim[0] : 1; /* [2^58, 0] has nothing to make */
+    h->row_bytes = h->rows ? bytes / (size_t)h->rows : 0;
     h->step = how->step ? how->step : (int64_t)(((size_t)1 << 18) / (h->row_bytes + 1)) + 1;
     return OK;
 }
@@ -124,11 +126,11 @@ static enum err add_plain(struct hub_plan *p, const struct st_tensor *t, enum dt
     int64_t count = 1;
     FAIL_IF(t->dtype == DT_OTHER, ERR_SUPPORT, "tensor %s: dtype %s cannot be exported",
             t->name, t->dtype_name);
-    for (int i = 1; i < t->n_dims; i++)
+    for (int i = 1; i < t->n_dims && t->bytes; i++)
         count *= t->dim[i];
     if (t->n_dims == 1)
         count = cols;
-    if (convert && (size_t)count * sizeof(float) > p->scratch)
+    if (convert && t->bytes && (size_t)count * sizeof(float) > p->scratch)
         p->scratch = (size_t)count * sizeof(float);
     const struct hub_tensor how = {.src = t,
                                    .dtype = convert ? to : t->dtype,
@@ -272,6 +274,80 @@ static enum err check_f16(const struct st_tensor *src)
     return OK;
 }
 
+/* Returns true if rounding t to a type changes one of its values. */
+static bool changes(const struct st_tensor *t, enum dtype to)
+{
+    float x[1024], back[1024];
+    uint8_t narrowed[sizeof(x)];
+    const size_t unit = dtype_bytes(t->dtype), n = t->bytes / unit;
+    for (size_t i = 0; i < n; i += ARRAY_LEN(x)) {
+        const size_t k = n - i < ARRAY_LEN(x) ? n - i : ARRAY_LEN(x);
+        host_to_f32(x, t->data + i * unit, t->dtype, (int64_t)k);
+        narrow(narrowed, x, (int64_t)k, to);
+        host_to_f32(back, narrowed, to, (int64_t)k);
+        if (memcmp(x, back, k * sizeof(*x)))
+            return true;
+    }
+    return false;
+}
+
+static void count_change(int64_t *count, const struct st_tensor *t, enum dtype to)
+{
+    count[t->dtype] += is_float(t->dtype) && t->dtype != to && changes(t, to);
+}
+
+enum err hub_note_rounded(struct export_job *j, enum dtype to, int64_t *n)
+{
+    static const enum dtype types[] = {DT_F32, DT_BF16, DT_F16};
+    const struct hub_plan *p = j->plan;
+    int64_t count[DT_OTHER + 1] = {0};
+    *n = 0;
+    for (size_t i = 0; i < p->tensors.n; i++) {
+        const struct hub_tensor *t = &p->how[i];
+        if (t->fill != fill_convert)
+            continue;
+        if (!t->linear)
+            count_change(count, t->src, to);
+        for (int k = 0; t->linear && k < t->n_linears; k++)
+            count_change(count, t->linear[k].weight, to);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        const int64_t c = count[types[i]];
+        *n += c;
+        if (c)
+            TRY(export_note(j, EXPORT_CHANGED,
+                            "%" PRId64
+                            " tensor%s without codes from %s to %s, rounded; --dtype "
+                            "f32 holds every value",
+                            c, plural(c), dtype_name(types[i]), dtype_name(to)));
+    }
+    return OK;
+}
+
+static float rounded(float x, enum dtype to)
+{
+    return to == DT_BF16  ? bf16_to_f32(bf16_from_f32(x))
+           : to == DT_F16 ? f16_to_f32(f16_from_f32(x))
+                          : x;
+}
+
+/* Engines round Gemma's factor of the embedding to torch_dtype, and so did read_gemma(). */
+static enum err note_factor(struct export_job *j, const char *torch_dtype)
+{
+    const struct arch *a = j->source->arch;
+    const enum dtype to = !strcmp(torch_dtype, "float16")    ? DT_F16
+                          : !strcmp(torch_dtype, "bfloat16") ? DT_BF16
+                                                             : DT_F32;
+    const double factor = (double)rounded((float)sqrt((double)a->d_model), to);
+    if (a->family != ARCH_GEMMA3 || factor == a->embed_scale)
+        return OK;
+    return export_note(
+        j, EXPORT_CHANGED,
+        "The factor of the embedding, the root of hidden_size, is %.7g in %s and "
+        "%.7g in the checkpoint's type; engines round it to torch_dtype",
+        factor, torch_dtype, a->embed_scale);
+}
+
 /* auto_map names a checkpoint's own Python files, which are not exported. Engines that trust
  * remote code would not find them; without it they use their own class of the model_type. */
 static enum err set_config(struct hub_plan *p, const struct export_source *s, json_t *q,
@@ -308,7 +384,9 @@ static uint64_t projection_bytes(const struct hub_plan *p)
 enum err hub_finish(struct export_job *j, json_t *quantization, const char *torch_dtype)
 {
     struct hub_plan *p = j->plan;
-    enum err err = set_config(p, j->source, quantization, torch_dtype);
+    enum err err = note_factor(j, torch_dtype);
+    if (!err)
+        err = set_config(p, j->source, quantization, torch_dtype);
     json_decref(quantization);
     if (err)
         return err;

@@ -86,6 +86,9 @@ enum err hub_add_values(struct hub_plan *p, const struct hub_module *m, enum dty
  * many bits as a code, and the product as many as both factors together. With bits 0, returns
  * true if it holds the scales. */
 bool hub_is_exact(enum dtype to, int bits, int scale_bits);
+/* Notes how many converted tensors hold values that their new type rounds, of each type that they
+ * had; *n = how many in all. After they were added. */
+enum err hub_note_rounded(struct export_job *j, enum dtype to, int64_t *n);
 /* Completes the plan: config.json with `quantization` (NULL: none; the reference is
  * consumed) and torch_dtype, the model card, shards, and j->bytes. Refuses values that
  * do not fit F16 if torch_dtype is float16. */

@@ -2,8 +2,13 @@
  *
  * What formats of packed codes share. */
 #include "convert/export/hub.h"
+#include "kernels/base/half.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/quant.h"
 
+#include <math.h>
+
+#define F16_MAX 65504.0f
 #define HEAD_BITS 4 /* up to which a head is packed: engines have kernels for 4 bits */
 
 /* Returns how many of embedding and head, from the first on, are stored as values. */
@@ -44,7 +49,19 @@ static enum err note_type(struct export_job *j, enum dtype type)
             j, EXPORT_CHANGED,
             "torch_dtype is float16, not the checkpoint's bfloat16, which would "
             "round the scales"));
+    if (j->source->arch->dtype == DT_F32)
+        TRY(export_note(
+            j, EXPORT_CHANGED,
+            "torch_dtype is float16, not the checkpoint's float32: engines round "
+            "what is not packed to it"));
     return j->source->arch->family == ARCH_GEMMA3 ? note_gemma(j) : OK;
+}
+
+/* Returns true if gguf has blocks for embedding and head: 32 columns of one group. */
+static bool gguf_packs(const struct export_source *s)
+{
+    const struct packed_linear *p = s->end[0].packed;
+    return p->bits <= 7 && p->in % 32 == 0 && p->group_size % 32 == 0;
 }
 
 static enum err note_values(struct export_job *j, enum dtype type, int n)
@@ -54,12 +71,11 @@ static enum err note_values(struct export_job *j, enum dtype type, int n)
     const char *what = s->arch->tied ? "embedding, which is also the head,"
                        : n == 1      ? "embedding"
                                      : "embedding and head";
-    return n ? export_note(
-                   j, exact ? EXPORT_CARRIED : EXPORT_CHANGED,
-                   "The %s of head.bits %d as values in %s, %s; --format gguf packs "
-                   "them",
-                   what, s->weights->head_bits, dtype_name(type),
-                   exact ? "exactly" : "rounded")
+    return n ? export_note(j, exact ? EXPORT_CARRIED : EXPORT_CHANGED,
+                           "The %s of head.bits %d as values in %s, %s%s", what,
+                           s->weights->head_bits, dtype_name(type),
+                           exact ? "exactly" : "rounded",
+                           gguf_packs(s) ? "; --format gguf packs them" : "")
              : OK;
 }
 
@@ -88,6 +104,57 @@ static enum err add_modules(struct hub_plan *p, const struct export_source *s,
     return OK;
 }
 
+/* Refuses a code whose value float16, in which engines compute it, cannot hold. */
+static enum err check_row(const struct export_linear *l, int64_t row, uint8_t *codes)
+{
+    const struct packed_linear *p = l->packed;
+    uint8_t *zeros = codes + p->in;
+    export_row_codes(codes, p, row);
+    export_row_zeros(zeros, p, row);
+    for (int64_t c = 0; c < p->in; c++) {
+        const int64_t g = p->group_size ? c / p->group_size : 0;
+        const float h = f16_to_f32(export_scale(p, row, g));
+        const float x = quant_weight_value(codes[c], zeros[g], h);
+        FAIL_IF(
+            fabsf(x) > F16_MAX, ERR_SUPPORT,
+            "tensor %s.weight holds %g, beyond float16's 65504; --format dense with --dtype "
+            "bf16 or f32 holds it",
+            l->name, (double)x);
+    }
+    return OK;
+}
+
+/* The same for a matrix. Only rows with a scale that some code could carry beyond are read. */
+static enum err check_codes(const struct export_linear *l)
+{
+    enum err err = OK;
+    uint8_t *codes = NULL;
+    const struct packed_linear *p = l->packed;
+    const float most = F16_MAX / (float)((1 << p->bits) - 1);
+    if (p->bits >= 16)
+        return OK;
+    TRY(mem_alloc(&codes, (size_t)(p->in + p->groups), 1));
+    for (int64_t r = 0; r < p->out; r++) {
+        bool wide = false;
+        for (int64_t g = 0; g < p->groups; g++)
+            wide = wide || f16_to_f32(export_scale(p, r, g)) > most;
+        if (wide)
+            TRY_OUT(check_row(l, r, codes));
+    }
+out:
+    mem_free(codes);
+    return err;
+}
+
+static enum err check_range(const struct export_source *s, enum dtype type)
+{
+    for (int64_t i = 0; type == DT_F16 && i < s->n_linears; i++)
+        TRY(check_codes(&s->linear[i]));
+    for (int i = 0; type == DT_F16 && i < s->n_ends; i++)
+        TRY(check_codes(&s->end[i]));
+    return OK;
+}
+
 static enum err plan(struct export_job *j, const struct hub_packing *how,
                      struct scheme *scheme)
 {
@@ -98,6 +165,7 @@ static enum err plan(struct export_job *j, const struct hub_packing *how,
     struct hub_plan *p;
     json_t *q;
     TRY(hub_plan_new(&p, j));
+    TRY(check_range(s, type));
     TRY(export_note(j, EXPORT_CARRIED, "Codes, scales and zero points, exactly"));
     TRY(schemes_find(scheme, j, how->most, how->one_group));
     if (n_values < s->n_ends)

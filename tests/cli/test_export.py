@@ -186,6 +186,68 @@ def test_gemma(b):
     assert "Gemma" not in said, said  # torch_dtype is bfloat16
 
 
+    said = b.run("export", folder, "--format", "dense", "--plan").stdout.decode()
+    assert "changed  vLLM computes Gemma 3 in bfloat16 alone, which rounds these values once more" in said, said
+    # The root of 160 is 12.625 in bfloat16 and 12.6491 in float32; that of 64 is 8 in every type.
+    for width, differs in ((160, True), (64, False)):
+        model = b.place("gemma")
+        tiny.make_model(model, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], hidden_size=width,
+                        torch_dtype="bfloat16")
+        folder = b.convert(model, weights__group_size=0)
+        for dtype in ("f32", "bf16"):
+            said = b.run("export", folder, "--format", "dense", "--dtype", dtype, "--plan").stdout.decode()
+            assert ("The factor of the embedding" in said) == (differs and dtype == "f32"), (width, dtype, said)
+
+
+def test_rounded(b):
+    """What has no codes is rounded too, and said to be where a value changes."""
+    plain = b.convert(b.model, weights__bits=16)
+    norms = sum(name.endswith("norm.weight") for name in reader.read_safetensors(b.model / "model.safetensors"))
+    for dtype, note in (("f16", "changed"), ("bf16", "changed"), ("f32", "carried")):
+        said = b.run("export", plain, "--format", "dense", "--dtype", dtype, "--plan").stdout.decode()
+        assert "of every code" not in said, said
+        assert ("without codes from F32 to" in said) == (note == "changed"), said
+        assert ("carried  The value of every weight, exactly" in said) == (note == "carried"), said
+    packed = b.convert(b.model, weights__group_size=32, weights__scale_bits=7)
+    said = b.run("export", packed, "--format", "dense", "--plan").stdout.decode()
+    count = int(re.search(r"changed  (\d+) tensors without codes from F32 to F16, rounded; --dtype f32", said)[1])
+    assert 2 <= count <= norms + 2, (count, said)
+    out = b.export(packed, "dense")
+    have, want = tensors_in(out), Artifact(packed).rest
+    assert count == sum(reader.floats("F16", have[n][2]) != reader.floats(t[0], t[2]) for n, t in want.items())
+    assert f"- changed: {count} tensors without codes" in (out / "README.md").read_text()
+    said = b.run("export", packed, "--format", "awq", "--plan").stdout.decode()
+    assert "changed  torch_dtype is float16, not the checkpoint's float32" in said, said
+    for bits, packs in ((8, False), (6, True)):
+        head = b.convert(b.model, weights__group_size=32, head__bits=bits, head__group_size=32)
+        said = b.run("export", head, "--format", "awq", "--plan").stdout.decode()
+        assert ("--format gguf packs them" in said) == packs, said
+
+
+def test_rotated_keys(b):
+    """llama.cpp rotates keys of heads of 64 channels, and none of 32."""
+    for head, rotates in ((32, False), (64, True)):
+        model = b.place("rotated")
+        tiny.make_model(model, **{**WIDE, "head_dim": head})
+        folder = b.convert(model, weights__group_size=32, kv__rotate="k")
+        said = b.run("export", folder, "--format", "gguf", "--gguf-pre", "none", "--kv", "drop", "--plan").stdout.decode()
+        assert ("carried  The engine rotates keys itself" in said) == rotates, said
+        assert (f"llama.cpp has none for a head_dim of {head}" in said) == (not rotates), said
+
+
+def test_empty(b):
+    """A tensor without elements takes no time, whatever its shape."""
+    model = b.place("empty")
+    tiny.make_model(model, num_hidden_layers=1)
+    have = [(n, *t) for n, t in reader.read_safetensors(model / "model.safetensors").items()]
+    more = [(f"model.extra.{i}", "F32", shape, b"") for i, shape in enumerate(([1 << 58, 0], [0, 1 << 40], [0]))]
+    tiny.write_safetensors(model / "model.safetensors", have + more)
+    folder = b.convert(model, weights__group_size=0)
+    for form in ("compressed-tensors", "dense"):
+        said = tensors_in(b.export(folder, form))
+        assert said["model.extra.0"][1:] == ([1 << 58, 0], b""), said["model.extra.0"]
+
+
 def test_mixed(b):
     mixed = "q_proj=3, 1.o_proj=16, down_proj=8:128, 0.v_proj=4:32, 2.gate_proj=16, 2.up_proj=16, 1.up_proj=5:0"
     folder = b.convert(b.model, weights__group_size=64, weights__mixed=mixed)
@@ -408,6 +470,17 @@ def test_range(b):
     for form in ("compressed-tensors", "awq", "dense"):
         said = b.run("export", folder, "--format", form, "-o", "no", want=2).stderr.decode()
         assert "model.norm.weight holds 100000, beyond float16's 65504" in said and not list(b.path.glob("no*")), said
+    check_all(b, folder, ("bf16", "f32"))
+    tensors["model.norm.weight"] = dtype, shape, data
+    name = "model.layers.0.mlp.down_proj.weight"
+    dtype, shape, data = tensors[name]
+    tensors[name] = dtype, shape, struct.pack("<f", 9e4) + data[4:]
+    tiny.write_safetensors(model / "model.safetensors", [(n, *t) for n, t in tensors.items()])
+    folder = b.convert(model, weights__group_size=0)
+    for form in ("compressed-tensors", "awq"):
+        said = b.run("export", folder, "--format", form, "-o", "no", want=2).stderr.decode()
+        assert re.search(r"tensor model.layers.0.mlp.down_proj.weight holds (89|9\d)\d+.*, beyond float16's 65504", said), said
+        assert not list(b.path.glob("no*"))
     check_all(b, folder, ("bf16", "f32"))
 
 
