@@ -233,7 +233,7 @@ static bool is_redundant(const struct hf_model *m, const char *name)
     return strstr(name, "rotary_emb.inv_freq") || (m->arch.tied && !strcmp(name, HEAD));
 }
 
-/* Logs extra tensors, which are ignored. */
+/* Logs extra tensors. Nothing is computed with them, but an artifact has all of a checkpoint. */
 static void report_extra(const struct hf_model *m)
 {
     const struct st_tensor *first = NULL;
@@ -247,7 +247,8 @@ static void report_extra(const struct hf_model *m)
     }
     if (first)
         log_warn("%s: %" PRId64
-                 " tensors are not part of a \"%s\" model and are ignored; the first is %s",
+                 " tensors are not part of a \"%s\" model: they are copied, and nothing is "
+                 "computed with them; the first is %s",
                  m->dir, extra, m->arch.model_type, first->name);
 }
 
