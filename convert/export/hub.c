@@ -381,10 +381,76 @@ static uint64_t projection_bytes(const struct hub_plan *p)
     return bytes;
 }
 
+/* A tensor of the plan, for a search by names. */
+struct named {
+    const char *name;
+    size_t at;
+};
+
+static int compare_names(const void *pa, const void *pb)
+{
+    const struct named *a = pa, *b = pb;
+    return strcmp(a->name, b->name);
+}
+
+static bool is_rest(const struct hub_tensor *t)
+{
+    return !t->linear && t->src;
+}
+
+/* Takes those marked out of the plan. */
+static void take_out(struct hub_plan *p, const bool *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < p->tensors.n; i++) {
+        if (out[i])
+            continue;
+        p->tensors.tensor[n] = p->tensors.tensor[i];
+        p->how[n++] = p->how[i];
+    }
+    p->tensors.n = n;
+}
+
+/* A checkpoint may have tensors that are not the model's, under names that the format needs. */
+static enum err drop_taken_names(struct export_job *j, struct hub_plan *p)
+{
+    enum err err = OK;
+    struct named *list = NULL;
+    bool *out = NULL;
+    const char *first = NULL;
+    int64_t count = 0;
+    TRY_OUT(mem_alloc(&list, p->tensors.n, sizeof(*list)));
+    TRY_OUT(mem_calloc(&out, p->tensors.n, sizeof(*out)));
+    for (size_t i = 0; i < p->tensors.n; i++)
+        list[i] = (struct named){p->tensors.tensor[i].name, i};
+    qsort(list, p->tensors.n, sizeof(*list), compare_names);
+    for (size_t i = 1; i < p->tensors.n; i++) {
+        if (compare_names(&list[i - 1], &list[i]))
+            continue;
+        const size_t at = list[is_rest(&p->how[list[i].at]) ? i : i - 1].at;
+        out[at] = is_rest(&p->how[at]);
+        count += out[at];
+        first = first ? first : list[i].name;
+    }
+    if (count)
+        TRY_OUT(export_note(j, EXPORT_DROPPED,
+                            "%" PRId64
+                            " tensor%s of names that the format has for its own, not "
+                            "part of the model; the first is %.100s",
+                            count, plural(count), first));
+    take_out(p, out);
+out:
+    mem_free(list);
+    mem_free(out);
+    return err;
+}
+
 enum err hub_finish(struct export_job *j, json_t *quantization, const char *torch_dtype)
 {
     struct hub_plan *p = j->plan;
     enum err err = note_factor(j, torch_dtype);
+    if (!err)
+        err = drop_taken_names(j, p);
     if (!err)
         err = set_config(p, j->source, quantization, torch_dtype);
     json_decref(quantization);

@@ -235,6 +235,25 @@ def test_rotated_keys(b):
         assert (f"llama.cpp has none for a head_dim of {head}" in said) == (not rotates), said
 
 
+def test_taken_names(b):
+    """A tensor that is not the model's gives way to one of the format."""
+    model = b.place("extra")
+    tiny.make_model(model, num_hidden_layers=1)
+    have = [(n, *t) for n, t in reader.read_safetensors(model / "model.safetensors").items()]
+    names = [f"model.layers.0.self_attn.q_proj.{tail}" for tail in ("weight_scale", "qzeros")]
+    tiny.write_safetensors(model / "model.safetensors", have + [(n, "F32", [1], struct.pack("<f", 2)) for n in names])
+    folder = b.place("artifact")
+    said = b.run("convert", model, "-o", folder, "--set", "weights.group_size=0").stderr.decode()
+    assert "model: they are copied, and nothing is computed with them; the first is " + names[1] in said, said
+    for form, taken, kept in (("compressed-tensors", *names), ("awq", *names[::-1])):
+        out = b.place(form)
+        said = b.run("export", folder, "--format", form, "-o", out).stderr.decode()
+        assert "dropped: 1 tensor of names that the format has for its own" in said and f"the first is {taken}" in said, said
+        tensors = tensors_in(out)
+        assert tensors[kept][0] == "F32" and tensors[taken][0] != "F32", (tensors[kept], tensors[taken][:2])
+    check_dense(Artifact(folder), b.export(folder, "dense", "--dtype", "f32"), "F32")
+
+
 def test_empty(b):
     """A tensor without elements takes no time, whatever its shape."""
     model = b.place("empty")
