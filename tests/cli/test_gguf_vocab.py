@@ -214,6 +214,28 @@ def test_scores(cases):
     cases.refuse(other, ["merges of other tokens stand between"])
 
 
+def test_a_split_at_replaced_spaces(cases):
+    """Gemma's tokenizers replace all spaces and then split at spaces, which divides nothing. Any other split is refused."""
+    source = like_llama2(cases.golden / "spm" / "tokenizer.model")
+    source["normalizer"] = source["normalizer"]["normalizers"][1]
+
+    def keys(artifact):
+        return {k: v for k, v in cases.keys(artifact)[0].items() if not k.startswith(("general.", "wkvq."))}
+
+    plain = cases.artifact(tokenizer__json=json.dumps(source))
+    want, text = keys(plain), cases.path / "spaces.txt"
+    assert want["add_space_prefix"] is False and len(want["tokens"]) == VOCAB
+    text.write_text(" two  spaces,\nand a line ")
+    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    for change in ({}, {"behavior": "Removed"}):
+        artifact = cases.artifact(tokenizer__json=json.dumps({**source, "pre_tokenizer": {**split, **change}}))
+        assert keys(artifact) == want
+        assert cases.run("tokenize", artifact, text).stdout == cases.run("tokenize", plain, text).stdout
+    for change in ({"invert": True}, {"pattern": {"String": "\u2581"}}, {"pattern": {"Regex": " "}}):
+        artifact = cases.artifact(tokenizer__json=json.dumps({**source, "pre_tokenizer": {**split, **change}}))
+        cases.refuse(artifact, ["no counterpart in GGUF, which knows those of Llama-2, Mistral and Gemma"])
+
+
 # --- the rest -------------------------------------------------------------------------------------------------
 
 
@@ -279,18 +301,18 @@ def test_refusals(cases):
         cases.refuse(cases.artifact(name), ["form a token but are no merge", "tokenizer.model"])
     for name in ("flags", "bare"):
         cases.refuse(cases.artifact(name), ["no counterpart in GGUF", "tokenizer.model", "--gguf-pre none"])
-    cases.refuse(cases.artifact("prefix"), ["has no name", "SmolLM", "--gguf-pre NAME"])
+    cases.refuse(cases.artifact("prefix"), ["is not recognized", "SmolLM", "--gguf-pre NAME"])
     cases.refuse(cases.artifact("unigram"), ["unigram", "supported: BPE"])
     cases.refuse(cases.artifact("unigram_bytes"), ["Unigram", "supported: BPE"])
     for name in ("gpt4o", "deepseek3", "falcon"):  # as long as nobody has compared llama.cpp's own expressions with them
-        cases.refuse(cases.artifact(name), ["has no name", "--gguf-pre NAME"])
+        cases.refuse(cases.artifact(name), ["is not recognized", "as gpt-4o or tekken, give --gguf-pre NAME"])
     charsmap = dict(protobuf(dict(protobuf((cases.golden / "rules" / "tokenizer.model").read_bytes()))[3]))[2]
     spec = delimited(3, delimited(2, charsmap))  # the last normalizer_spec counts
     both = cases.place("normalized.model")
     both.write_bytes((cases.golden / "spm" / "tokenizer.model").read_bytes() + spec)
     cases.refuse(cases.artifact(model=both), ["its normalization has no counterpart"])
     cases.refuse(cases.artifact("spm"), ["not a byte-level tokenizer"], "--gguf-pre", "gpt-2")
-    cases.refuse(changed("qwen2", lambda s: s["model"].update(ignore_merges=True)), ["has no name"])
+    cases.refuse(changed("qwen2", lambda s: s["model"].update(ignore_merges=True)), ["is not recognized"])
     cases.refuse(changed("llama3", two_before), ["adds 2 tokens before"])
     cases.refuse(changed("llama3", lambda s: s.update(normalizer={"type": "Prepend", "prepend": "x"})),
                  ["normalizer other than NFC"])

@@ -105,6 +105,15 @@ static bool is_space(const char *s)
     return s && !strcmp(s, SPACE);
 }
 
+/* Returns whether the steps divide no text: one that splits at spaces finds none where the
+ * normalizer has replaced them all. Gemma's tokenizers have that step. */
+static bool divides_nothing(const struct pre_tokenizer *p)
+{
+    const struct pre_step *s = p->step;
+    return !p->n || (p->n == 1 && s->kind == PRE_SPLIT && s->literal && !s->invert &&
+                     !strcmp(s->literal, " "));
+}
+
 enum err gguf_check_chars(bool *prefix, const struct json_tokenizer *t, const char *where)
 {
     const struct normalizer *m = &t->normal;
@@ -116,10 +125,11 @@ enum err gguf_check_chars(bool *prefix, const struct json_tokenizer *t, const ch
                           last->from && !strcmp(last->from, " ") && is_space(last->to);
     const bool metaspace = !m->n && t->pre.n == 1 && pre->kind == PRE_METASPACE &&
                            is_space(pre->literal) && !pre->split;
-    FAIL_IF(!metaspace && !(replaces && !t->pre.n), ERR_SUPPORT,
-            "%s: its normalizer and pre_tokenizer have no counterpart in GGUF, which knows "
-            "those of Llama-2 and Mistral; use the tokenizer.model, or --gguf-pre none",
-            where);
+    FAIL_IF(
+        !metaspace && !(replaces && divides_nothing(&t->pre)), ERR_SUPPORT,
+        "%s: its normalizer and pre_tokenizer have no counterpart in GGUF, which knows "
+        "those of Llama-2, Mistral and Gemma; use the tokenizer.model, or --gguf-pre none",
+        where);
     FAIL_IF(t->bpe.ignore_merges, ERR_SUPPORT,
             "%s: ignore_merges has no counterpart in GGUF's llama tokenizer", where);
     *prefix = metaspace ? pre->prepend != PREPEND_NEVER : prepends;

@@ -173,11 +173,12 @@ static enum err choose_pre(struct reading *r)
 {
     const struct json_tokenizer *t = r->parts.json;
     const char *name = r->pre ? r->pre : gguf_pre_of(t);
-    FAIL_IF(!name, ERR_SUPPORT,
-            "%s: llama.cpp has no name for how it splits text into words (known: those of "
-            "GPT-2, SmolLM, Llama 3 and Qwen2, without add_prefix_space); if you know the "
-            "name, give --gguf-pre NAME",
-            r->where);
+    FAIL_IF(
+        !name, ERR_SUPPORT,
+        "%s: how it splits text into words is not recognized (recognized: GPT-2, SmolLM, "
+        "Llama 3 and Qwen2, without add_prefix_space); if llama.cpp has a name for it, as "
+        "gpt-4o or tekken, give --gguf-pre NAME",
+        r->where);
     FAIL_IF(strlen(name) >= sizeof(r->v->pre), ERR_USAGE, "--gguf-pre %.80s is too long",
             name);
     strcpy(r->v->pre, name);
