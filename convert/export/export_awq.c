@@ -172,7 +172,7 @@ static enum err config(json_t **out, const struct export_job *j,
 }
 
 /* What engines do with experts, by their sources. Nothing to say where no expert is packed. */
-static enum err note(struct export_job *j, const struct scheme *scheme, struct scheme head)
+static enum err note_experts(struct export_job *j, const struct scheme *scheme)
 {
     bool packed = false, rows = false;
     for (int64_t i = 0; j->source->arch->n_experts && i < j->source->arch->n_layers; i++) {
@@ -190,6 +190,15 @@ static enum err note(struct export_job *j, const struct scheme *scheme, struct s
                "transformers and MLX were not tried");
 }
 
+static enum err note(struct export_job *j, const struct scheme *scheme, struct scheme head)
+{
+    if (!j->source->arch->n_experts && group_size(j->source, scheme) < 0)
+        TRY(export_note(j, EXPORT_CARRIED,
+                        "Groups of whole rows: not for MLX, which has groups of 32, 64 and "
+                        "128 columns only"));
+    return note_experts(j, scheme);
+}
+
 static enum err check(struct export_job *j)
 {
     static const struct hub_packing packing = {
@@ -199,7 +208,7 @@ static enum err check(struct export_job *j)
 
 const struct export_format export_awq = {
     .name = PACK_AWQ,
-    .engines = "MLX, vLLM, SGLang, OpenVINO",
+    .engines = "MLX (not whole rows), vLLM, SGLang, OpenVINO",
     .holds = "2 to 4 bits, as 4; one group size of 32, 64, 128 or whole rows; mixtures of "
              "experts",
     .cache = EXPORT_VLLM,

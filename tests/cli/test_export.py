@@ -147,6 +147,13 @@ def test_experts(b):
     assert "Experts in whole rows: no engine" in said, said
 
 
+def test_whole_rows_are_not_for_mlx(b):
+    for group, want in ((0, True), (32, False)):
+        folder = b.convert(b.model, weights__group_size=group)
+        said = b.run("export", folder, "--format", "awq", "-o", b.place("awq")).stderr.decode()
+        assert ("whole rows: not for MLX" in said) == want, said
+
+
 def test_groups(b):
     for group in (32, 64, 128):
         check_all(b, b.convert(b.model, weights__group_size=group), ("compressed-tensors", "awq", "f32"))
