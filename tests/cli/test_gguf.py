@@ -297,6 +297,14 @@ def test_gemma3(bench):
         tiny.make_model(other, **{**fits, key: value})
         (other / "tokenizer.json").unlink()
         bench.refuse(bench.convert(other, "weights.bits=16"), [words], "--gguf-pre", "none")
+    for dtype, factor in (("float32", None), ("bfloat16", math.sqrt(32))):
+        other = bench.place("gemma")
+        tiny.make_model(other, torch_dtype=dtype, **fits)
+        (other / "tokenizer.json").unlink()
+        notes = [n["text"] for n in bench.plan(bench.convert(other, "weights.bits=16"), "--gguf-pre", "none")["notes"]]
+        said = [n for n in notes if n.startswith("The factor of the embedding")]
+        assert said == [f"The factor of the embedding is {factor:.8g}, because llama.cpp does not round it; the model's is 5.65625"] \
+            if factor else not said, notes
 
 
 # --- the shift of values --------------------------------------------------------------------------------------

@@ -206,6 +206,21 @@ static enum err note_experts(struct export_job *j)
                : OK;
 }
 
+/* llama.cpp's graph of Gemma 3 takes the root of the width as it is, while Hugging Face's rounds it
+ * to the dtype of the embedding. */
+static enum err note_embed_scale(struct export_job *j)
+{
+    const struct arch *a = j->source->arch;
+    const double whole = sqrt((double)a->d_model);
+    return a->family == ARCH_GEMMA3 && (float)a->embed_scale != (float)whole
+               ? export_note(
+                     j, EXPORT_CHANGED,
+                     "The factor of the embedding is %.8g, because llama.cpp does not "
+                     "round it; the model's is %.8g",
+                     whole, a->embed_scale)
+               : OK;
+}
+
 static enum err note_all(struct export_job *j, const struct gguf_plan *p)
 {
     TRY(note_types(j, p));
@@ -215,6 +230,7 @@ static enum err note_all(struct export_job *j, const struct gguf_plan *p)
     TRY(note_unknown(j, p));
     TRY(note_context(j));
     TRY(note_experts(j));
+    TRY(note_embed_scale(j));
     if (p->copy.n_keys)
         TRY(export_note(
             j, EXPORT_CHANGED, "The tokenizer is that of --gguf-vocab, %s",
