@@ -11,6 +11,7 @@
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
+#include "kernels/tensor/host_finite.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -252,6 +253,16 @@ static void report_extra(const struct hf_model *m)
                  m->dir, extra, m->arch.model_type, first->name);
 }
 
+enum err hf_check_rest(const struct hf_model *m)
+{
+    for (int64_t i = 0; i < m->files.n_places; i++) {
+        const struct st_tensor *t = m->files.by_name[i].t;
+        const int64_t unit = (int64_t)dtype_bytes(t->dtype);
+        if (!m->taken[i] && t->data && unit && !is_redundant(m, t->name))
+            TRY(host_check_finite(t->name, t->data, t->dtype, (int64_t)t->bytes / unit, 1));
+    }
+    return OK;
+}
 /* --- the source --------------------------------------------------------------------- */
 
 static enum err source_block(void *ctx, int64_t i, struct block_src *out)

@@ -71,6 +71,9 @@ const struct model_source *hf_source(struct hf_model *m);
  * weights. Views that the source returned before become invalid. ERR_SUPPORT if head_dim
  * does not allow the rotation. */
 enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv);
+/* Returns ERR_FORMAT if a tensor that is not part of the model, but is copied, holds a NaN or an
+ * infinity. Reads all of them once. */
+enum err hf_check_rest(const struct hf_model *m);
 /* Computes the CRC-32 that identifies the checkpoint: config.json and, for every tensor
  * file in name order, its size and header. deep: the data, too. */
 enum err hf_identity(uint32_t *crc, const struct hf_model *m, bool deep);

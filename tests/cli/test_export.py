@@ -261,6 +261,16 @@ def test_taken_names(b):
     check_dense(Artifact(folder), b.export(folder, "dense", "--dtype", "f32"), "F32")
 
 
+def test_damaged_rest(b):
+    """A copied tensor that is not finite ends a run before it calibrates, not when it writes."""
+    model, out = b.place("damaged"), b.place("artifact")
+    tiny.make_model(model, num_hidden_layers=1)
+    have = [(n, *t) for n, t in reader.read_safetensors(model / "model.safetensors").items()]
+    tiny.write_safetensors(model / "model.safetensors", have + [("model.extra", "F32", [1], struct.pack("<f", float("nan")))])
+    said = b.run("calibrate", model, "--data", b.text, "-o", out, "--set", "calibration.seqlen=32", want=2).stderr.decode()
+    assert "tensor model.extra: element 0 is nan" in said and not out.exists(), said
+
+
 def test_empty(b):
     """A tensor without elements takes no time, whatever its shape."""
     model = b.place("empty")
