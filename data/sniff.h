@@ -38,7 +38,8 @@ struct sniffed {
     "[print(json.dumps(r)) for r in csv.DictReader(open('FILE', newline=''))]\" > "        \
     "FILE.jsonl"
 
-/* Recognizes s [n]; at most the first 512 bytes are read. Thread-safe. */
+/* Recognizes s [n], a whole file; at most the first 512 bytes are read. Letters that a text
+ * may begin with do not suffice: what follows must fit the format, too. Thread-safe. */
 struct sniffed sniff(const char *s, size_t n);
 
 #endif

@@ -293,6 +293,10 @@ static void test_other_formats(void **state)
         {"\1\xe1\xf5\5\0\0\0\0{\"a\":", 13, "is not text"}, /* beyond the format's limit */
         {"GGUF\3\0\0\0", 8, "is a GGUF model"},
         {"%PDF-1.7\n", 9, "is a PDF document"},
+        {"%PDF-1.7 \1", 10, "is a PDF document"},
+        {"{\\rtf1\\ansi", 11, "is an RTF document"},
+        {"PAREab\3", 7, "is an encrypted Parquet file"},
+        {"FEA1\0\0\0\0", 8, "is a Feather file"},
         {"SQLite format 3\0", 16, "is an SQLite database"},
         {"\n<!DOCTYPE HTML><html>", 22, "is an HTML page"},
         {"\x04\x22\x4d\x18", 4, "lz4 -d FILE"},
@@ -307,8 +311,43 @@ static void test_other_formats(void **state)
     }
     put_text("o.csv", "a,b\n1,2\n");
     refuse("o.csv", ERR_FORMAT, "is CSV");
-    put_stream("o.gz", ARCHIVE_FILTER_GZIP, "PAR1 and so on");
+    put_stream("o.gz", ARCHIVE_FILTER_GZIP, "PAR1\x15\x04 and so on");
     refuse("o.gz", ERR_FORMAT, "is a Parquet file");
+}
+
+/* Texts about formats begin with their names. */
+static void test_letters_of_formats(void **state)
+{
+    static const char *const texts[] = {
+        "PARENTS: read this letter.\n",
+        "PAR1 is a gene.",
+        "GGUF is a file format for models.",
+        "FEA1\tand\fFEA2\v\x1b[0m",
+        "%PDF-1.7 begins a file.",
+        "%PDF- begins a file.\n",
+        "{\\rtf1 is the beginning of an RTF file.",
+        "<html-like> is no tag",
+        "<htmlx",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+        put_text("l.txt", texts[i]);
+        want("l.txt", JOIN_AUTO, texts[i], 1);
+    }
+    /* A pointer is short. */
+    static const char *const pointers[] = {"version https://git-lfs.github.com/spec/v1\n",
+                                           "/annex/objects/MD5-s3--a\n"};
+    static char b[40001];
+    for (size_t i = 0; i < ARRAY_LEN(pointers); i++) {
+        memset(b, 'x', sizeof(b) - 1);
+        memcpy(b, pointers[i], strlen(pointers[i]));
+        put_text("l.txt", b);
+        want("l.txt", JOIN_AUTO, b, 1);
+    }
+    memset(b, 'x', 1000);
+    memcpy(b + 257, "ustar", 5); /* where a tar archive has it */
+    b[1000] = '\0';
+    put_text("l.txt", b);
+    want("l.txt", JOIN_AUTO, b, 1);
 }
 
 int main(void)
@@ -319,7 +358,7 @@ int main(void)
         cmocka_unit_test(test_fields),        cmocka_unit_test(test_odd_rows),
         cmocka_unit_test(test_bad_share),     cmocka_unit_test(test_plain),
         cmocka_unit_test(test_encodings),     cmocka_unit_test(test_invalid),
-        cmocka_unit_test(test_other_formats),
+        cmocka_unit_test(test_other_formats), cmocka_unit_test(test_letters_of_formats),
     };
     return cmocka_run_group_tests(tests, text_make_dir, text_drop_dir);
 }
