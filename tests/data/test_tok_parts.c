@@ -371,6 +371,42 @@ static void test_added_long(void **state)
     text_free(&s);
 }
 
+/* "<e>" absorbs the white space after it. A token inside that has lstrip begins where the
+ * absorbed white space ends; if nothing is left of it, it is none. */
+static void test_absorbed(void **state)
+{
+    char e[] = "<e>", line[] = "\n", twice[] = "\n\n";
+    const struct added_token token[] = {{.content = e, .id = 5, .rstrip = true},
+                                        {.content = line, .id = 6, .lstrip = true},
+                                        {.content = twice, .rstrip = true, .lstrip = true}};
+    static const struct {
+        const char *text;
+        size_t n_tokens, n;
+        struct added_part want[4];
+    } cases[] = {
+        {"a<e>\nb", 2, 3, {{0, 1, -1}, {1, 5, 0}, {5, 6, -1}}},
+        {"<e> \n \n", 2, 1, {{0, 7, 0}}},
+        {"a \n<e>", 2, 3, {{0, 1, -1}, {1, 3, 1}, {3, 6, 0}}},
+        {"<e>\n\n b", 3, 2, {{0, 6, 0}, {6, 7, -1}}},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct added_matcher m = {0};
+        struct parts have = {0};
+        for (size_t k = 0; k < cases[i].n_tokens; k++)
+            check(added_matcher_add(&m, token[k].content, strlen(token[k].content),
+                                    (int32_t)k));
+        check(added_matcher_run(&m, token, cases[i].text, strlen(cases[i].text), collect,
+                                &have));
+        assert_int_equal(have.n, cases[i].n);
+        for (size_t k = 0; k < have.n; k++) {
+            assert_int_equal(have.part[k].start, cases[i].want[k].start);
+            assert_int_equal(have.part[k].end, cases[i].want[k].end);
+            assert_int_equal(have.part[k].token, cases[i].want[k].token);
+        }
+        added_matcher_free(&m);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -379,7 +415,7 @@ int main(void)
         cmocka_unit_test(test_charsmap),   cmocka_unit_test(test_nfc_long),
         cmocka_unit_test(test_word_class), cmocka_unit_test(test_dict),
         cmocka_unit_test(test_merges),     cmocka_unit_test(test_long_word),
-        cmocka_unit_test(test_added_long),
+        cmocka_unit_test(test_added_long), cmocka_unit_test(test_absorbed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

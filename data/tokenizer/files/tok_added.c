@@ -137,9 +137,11 @@ enum err added_matcher_run(const struct added_matcher *m, const struct added_tok
         if (t->single_word && !is_alone(s, n, p.start, p.end))
             continue;
         if (t->lstrip)
-            p.start = space_start(s, p.start, done);
+            p.start = at < done ? done : space_start(s, at, done);
         if (t->rstrip)
             p.end = space_end(&known, s, n, p.end);
+        if (p.start >= p.end) /* an earlier token has absorbed it */
+            continue;
         if (done < p.start)
             TRY(each(ctx, s, (struct added_part){done, p.start, -1}));
         TRY(each(ctx, s, p));
