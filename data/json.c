@@ -165,8 +165,8 @@ static json_t *load_softened(const char *text, size_t n, enum json_repeats repea
     return load(text, n, 0, e);
 }
 
-enum err json_parse_lenient(json_t **out, const char *text, size_t n,
-                            enum json_repeats repeats, const char *where)
+static enum err parse_lenient(json_t **out, bool *lost_keys, const char *text, size_t n,
+                              enum json_repeats repeats, const char *where)
 {
     json_error_t e;
     struct text soft = {0};
@@ -174,7 +174,7 @@ enum err json_parse_lenient(json_t **out, const char *text, size_t n,
         text += 3;
         n -= 3;
     }
-    enum err err = json_soften(&soft, text, n);
+    enum err err = json_soften(&soft, lost_keys, text, n);
     if (!err) {
         json_t *v = soft.n ? load_softened(soft.p, soft.n, repeats, where, &e)
                            : load_softened(text, n, repeats, where, &e);
@@ -185,6 +185,13 @@ enum err json_parse_lenient(json_t **out, const char *text, size_t n,
     }
     text_free(&soft);
     return err;
+}
+
+enum err json_parse_lenient(json_t **out, const char *text, size_t n,
+                            enum json_repeats repeats, const char *where)
+{
+    bool lost_keys;
+    return parse_lenient(out, &lost_keys, text, n, repeats, where);
 }
 
 /* Reads a file for json_load_file_*(); the caller frees *text with mem_free(). */
@@ -207,15 +214,27 @@ enum err json_load_file_strict(json_t **out, const char *path, size_t limit)
     return err;
 }
 
-enum err json_load_file_lenient(json_t **out, const char *path, size_t limit,
-                                enum json_repeats repeats)
+static enum err load_lenient(json_t **out, bool *lost_keys, const char *path, size_t limit,
+                             enum json_repeats repeats)
 {
     char *text = NULL;
     size_t n;
     TRY(read_file(&text, &n, path, limit));
-    const enum err err = json_parse_lenient(out, text, n, repeats, path);
+    const enum err err = parse_lenient(out, lost_keys, text, n, repeats, path);
     mem_free(text);
     return err;
+}
+
+enum err json_load_file_lenient(json_t **out, const char *path, size_t limit,
+                                enum json_repeats repeats)
+{
+    bool lost_keys;
+    return load_lenient(out, &lost_keys, path, limit, repeats);
+}
+
+enum err json_load_table(json_t **out, bool *lost_keys, const char *path, size_t limit)
+{
+    return load_lenient(out, lost_keys, path, limit, JSON_REPEATS_NONE);
 }
 
 const char *json_odd_number(const json_t *v)

@@ -35,6 +35,10 @@ enum err json_load_file_strict(json_t **out, const char *path, size_t limit);
 enum err json_load_file_lenient(json_t **out, const char *path, size_t limit,
                                 enum json_repeats repeats);
 
+/* The same for a table, with JSON_REPEATS_NONE. *lost_keys: some key held a NUL or half a
+ * surrogate pair, in whose place JSON_LOST_CHAR stands (data/json_soften.h). */
+enum err json_load_table(json_t **out, bool *lost_keys, const char *path, size_t limit);
+
 /* Read member key of object o. If it is missing or null, json_need_*() return ERR_FORMAT,
  * and json_get_*() keep *out and return OK. Both return ERR_FORMAT for a wrong type and for
  * a value outside [lo, hi]. An integral real (1e6) is accepted as an integer. Strings and

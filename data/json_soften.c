@@ -12,6 +12,7 @@ struct rewrite {
     struct text *out;
     const char *s;
     size_t n, copied;
+    bool lost_keys;
 };
 
 static enum err replace(struct rewrite *r, size_t start, size_t end, const char *by,
@@ -175,9 +176,10 @@ static enum err soften_string(struct rewrite *r, size_t at, size_t end)
     char odd, by[] = "\\u0000XXXX";
     for (size_t n; at < end; at += n) {
         n = unit_at(&odd, r->s, r->n, at);
-        if (odd && key)
+        if (odd && key) {
+            r->lost_keys = true;
             TRY(replace(r, at, at + n, JSON_LOST_CHAR, strlen(JSON_LOST_CHAR)));
-        else if (odd) {
+        } else if (odd) {
             memcpy(by + ESCAPE_BYTES, r->s + at + 2, 4);
             TRY(replace(r, at, at + n, by, strlen(by)));
         }
@@ -193,9 +195,9 @@ static enum err soften_word(struct rewrite *r, size_t at, size_t end)
     return replace(r, end, end, "\"", 1);
 }
 
-enum err json_soften(struct text *out, const char *text, size_t n)
+enum err json_soften(struct text *out, bool *lost_keys, const char *text, size_t n)
 {
-    struct rewrite r = {out, text, n, 0};
+    struct rewrite r = {.out = out, .s = text, .n = n};
     for (size_t at = 0, end; at < n; at = end) {
         bool odd;
         if (text[at] == '"') {
@@ -209,6 +211,7 @@ enum err json_soften(struct text *out, const char *text, size_t n)
         } else
             end = at + 1;
     }
+    *lost_keys = r.lost_keys;
     return r.copied ? finish(&r) : OK;
 }
 
@@ -237,7 +240,7 @@ static enum err restore_string(struct rewrite *r, size_t at, size_t end)
 
 enum err json_restore(struct text *out, const char *text, size_t n)
 {
-    struct rewrite r = {out, text, n, 0};
+    struct rewrite r = {.out = out, .s = text, .n = n};
     for (size_t at = 0, end; at < n; at = end + 1) {
         bool odd = false;
         end = text[at] == '"' ? string_end(&odd, text, n, at + 1) : at;

@@ -13,9 +13,10 @@
 /* U+FDD0, which Unicode reserves for a program's own use. */
 #define JSON_LOST_CHAR "\xEF\xB7\x90"
 
-/* *out = the softened text, empty if text needs no change. One pass: text that is not JSON
+/* *out = the softened text, empty if text needs no change. *lost_keys: a key was changed;
+ * else JSON_LOST_CHAR in a key is a character of the text. One pass: text that is not JSON
  * is copied, and the parser refuses it later. ERR_MEMORY. */
-enum err json_soften(struct text *out, const char *text, size_t n);
+enum err json_soften(struct text *out, bool *lost_keys, const char *text, size_t n);
 /* *out = text, a dump of a softened document, with the original numbers and characters.
  * Keys are not restored. ERR_MEMORY. */
 enum err json_restore(struct text *out, const char *text, size_t n);

@@ -172,6 +172,30 @@ static void test_accepted(void **state)
     drop("tokenizer.json");
 }
 
+/* U+FDD0 stands for lost characters of keys, but is a character like any other where none
+ * was lost. */
+static void test_token_like_the_mark(void **state)
+{
+    static const char *const good[] = {
+        "{\"model\":{\"vocab\":{\"a\":0,\"\xEF\xB7\x90\":1},\"merges\":[]}}",
+        UNIGRAM("\"unk_id\":0,\"vocab\":[[\"a\",0],[\"\\ufdd0\",0]]"),
+    };
+    for (size_t i = 0; i < ARRAY_LEN(good); i++) {
+        struct tokenizer *t = NULL;
+        struct token_ids ids = {0};
+        err_clear();
+        put("tokenizer.json", good[i], strlen(good[i]));
+        if (tokenizer_open(&t, dir) ||
+            tokenizer_encode(&ids, t, "a\xEF\xB7\x90", 4, BOS_AUTO))
+            fail_msg("%s: %s", good[i], err_text());
+        assert_int_equal(ids.n, 2);
+        assert_int_equal(ids.id[1], 1);
+        token_ids_free(&ids);
+        tokenizer_close(&t);
+    }
+    drop("tokenizer.json");
+}
+
 /* Uses a tokenizer of a mutated file, if it opens. */
 static bool use(void)
 {
@@ -300,6 +324,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_accepted),
+        cmocka_unit_test(test_token_like_the_mark),
         cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_mutated_components),
     };

@@ -66,8 +66,9 @@ static enum err set_words(struct json_tokenizer *t, const struct tok_beside *bes
 static enum err read_vocab(struct bpe *b, const char *path)
 {
     json_t *root = NULL;
-    TRY(json_load_file_lenient(&root, path, MAX_FILE_BYTES, JSON_REPEATS_NONE));
-    const enum err err = tok_parse_vocab(b, root, path);
+    bool lost_keys;
+    TRY(json_load_table(&root, &lost_keys, path, MAX_FILE_BYTES));
+    const enum err err = tok_parse_vocab(b, root, lost_keys, path);
     json_decref(root);
     return err;
 }

@@ -18,7 +18,7 @@ static const char *where_of(char out[512], const char *path, const char *part)
     return out;
 }
 
-enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where)
+enum err tok_parse_vocab(struct bpe *b, json_t *vocab, bool lost_keys, const char *where)
 {
     json_t *v;
     const char *key;
@@ -27,7 +27,7 @@ enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where)
     {
         FAIL_IF(!json_is_integer(v), ERR_FORMAT, "%s: id of token \"%.80s\" is %s", where,
                 key, json_kind(v));
-        FAIL_IF(strstr(key, JSON_LOST_CHAR), ERR_SUPPORT,
+        FAIL_IF(lost_keys && strstr(key, JSON_LOST_CHAR), ERR_SUPPORT,
                 "%s: token %" JSON_INTEGER_FORMAT " holds a NUL character or half a "
                 "surrogate pair, which is not supported",
                 where, json_integer_value(v));
@@ -39,11 +39,11 @@ enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where)
     return err ? err_add(err, "%s: ", where) : OK;
 }
 
-static enum err parse_vocab(struct bpe *b, json_t *model, const char *where)
+static enum err parse_vocab(struct bpe *b, json_t *model, bool lost_keys, const char *where)
 {
     json_t *vocab = NULL;
     TRY(json_get_object(&vocab, model, "vocab", where));
-    return tok_parse_vocab(b, vocab, where);
+    return tok_parse_vocab(b, vocab, lost_keys, where);
 }
 
 /* Reads a merge: "left right" (older files) or ["left", "right"]. */
@@ -112,8 +112,7 @@ static enum err parse_scored(struct bpe *b, double *score, const json_t *vocab,
                 ERR_FORMAT, "%s: token %zu is not a string with a score", where, i);
         const char *s = json_string_value(token);
         FAIL_IF(
-            strlen(s) != json_string_length(token) || strstr(s, JSON_LOST_CHAR),
-            ERR_SUPPORT,
+            strlen(s) != json_string_length(token), ERR_SUPPORT,
             "%s: token %zu holds a NUL character or half a surrogate pair, which is not "
             "supported",
             where, i);
@@ -143,7 +142,8 @@ static enum err parse_unigram(struct json_tokenizer *t, json_t *model, const cha
     return err ? err_add(err, "%s: ", where) : OK;
 }
 
-static enum err parse_model(struct json_tokenizer *t, json_t *root, const char *path)
+static enum err parse_model(struct json_tokenizer *t, json_t *root, bool lost_keys,
+                            const char *path)
 {
     struct bpe *b = &t->bpe;
     char buffer[512];
@@ -157,7 +157,7 @@ static enum err parse_model(struct json_tokenizer *t, json_t *root, const char *
     FAIL_IF(strcmp(type, "BPE") != 0, ERR_SUPPORT,
             "%s: %s is not supported (supported: BPE, Unigram)", where, type);
     TRY(parse_model_flags(b, model, where));
-    TRY(parse_vocab(b, model, where));
+    TRY(parse_vocab(b, model, lost_keys, where));
     return parse_merges(b, model, where);
 }
 
@@ -301,12 +301,13 @@ static const json_t *component(const json_t *root, const char *key)
     return json_is_null(v) ? NULL : v;
 }
 
-static enum err parse_all(struct json_tokenizer *t, json_t *root, const char *path)
+static enum err parse_all(struct json_tokenizer *t, json_t *root, bool lost_keys,
+                          const char *path)
 {
     char where[512];
     FAIL_IF(!json_is_object(root), ERR_FORMAT, "%s: holds %s, want an object", path,
             json_kind(root));
-    TRY(parse_model(t, root, path));
+    TRY(parse_model(t, root, lost_keys, path));
     TRY(normalizer_parse(&t->normal, component(root, "normalizer"),
                          where_of(where, path, "normalizer")));
     TRY(pre_tokenizer_parse(&t->pre, &t->family, component(root, "pre_tokenizer"),
@@ -328,10 +329,11 @@ enum err json_tokenizer_open(struct json_tokenizer **out, const char *path)
 {
     struct json_tokenizer *t = NULL;
     json_t *root = NULL;
-    TRY(json_load_file_lenient(&root, path, MAX_FILE_BYTES, JSON_REPEATS_NONE));
+    bool lost_keys;
+    TRY(json_load_table(&root, &lost_keys, path, MAX_FILE_BYTES));
     enum err err = mem_calloc(&t, 1, sizeof(*t));
     if (!err)
-        err = parse_all(t, root, path);
+        err = parse_all(t, root, lost_keys, path);
     json_decref(root);
     if (err)
         json_tokenizer_close(&t);

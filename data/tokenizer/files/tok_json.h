@@ -49,9 +49,10 @@ enum err json_tokenizer_decode(struct text *out, const struct json_tokenizer *t,
 /* Returns the id of a token, or -1 if it is missing. */
 int32_t json_tokenizer_id(const struct json_tokenizer *t, const char *content);
 
-/* Adds an object {"token": id, ...} to b, which is empty, and indexes it. ERR_FORMAT for
- * anything else. */
-enum err tok_parse_vocab(struct bpe *b, json_t *vocab, const char *where);
+/* Adds an object {"token": id, ...} to b, which is empty, and indexes it. lost_keys: that of
+ * json_load_table(). ERR_FORMAT for anything else; ERR_SUPPORT for a token with a character
+ * that was lost. */
+enum err tok_parse_vocab(struct bpe *b, json_t *vocab, bool lost_keys, const char *where);
 
 /* tok_steps.c: parse a component's description to its steps. v may be NULL (null).
  * ERR_FORMAT, ERR_SUPPORT. */
