@@ -26,6 +26,10 @@ void text_free(struct text *t); /* accepts a zeroed one */
  * not base64. */
 int64_t base64_decode(char *out, const char *s, size_t n);
 
+/* The longest token, in bytes. A model compares every place of a text with the tokens that
+ * may begin there, so that longer tokens would make the time of a long text quadratic. */
+#define TOKEN_BYTES_MAX 4096
+
 /* A growing list of ids. */
 struct id_list {
     int32_t *id; /* owned */

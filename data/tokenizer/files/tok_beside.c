@@ -10,7 +10,6 @@
 #include <string.h>
 
 #define MAX_ADDED 65536
-#define MAX_CONTENT_BYTES 4096
 
 /* One of the files while it is read. */
 struct reader {
@@ -28,9 +27,9 @@ static enum err keep_token(const struct reader *r, const char *content,
     struct tok_beside *b = r->b;
     uint32_t index;
     const size_t n = strlen(content), k = b->n_added;
-    FAIL_IF(n > MAX_CONTENT_BYTES || k == MAX_ADDED, ERR_FORMAT,
+    FAIL_IF(n > TOKEN_BYTES_MAX || k == MAX_ADDED, ERR_FORMAT,
             "%s: more than %d added tokens, or one of more than %d bytes", r->path,
-            MAX_ADDED, MAX_CONTENT_BYTES);
+            MAX_ADDED, TOKEN_BYTES_MAX);
     if (!n || dict_find(&b->contents, content, n) >= 0)
         return OK;
     if ((k & (k - 1)) == 0) /* a power of two: the table is full */

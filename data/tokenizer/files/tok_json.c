@@ -9,7 +9,6 @@
 
 #define MAX_FILE_BYTES ((size_t)128 << 20)
 #define MAX_ADDED 65536
-#define MAX_CONTENT_BYTES 4096
 
 /* Returns "PATH: part", written to out. */
 static const char *where_of(char out[512], const char *path, const char *part)
@@ -116,6 +115,9 @@ static enum err parse_scored(struct bpe *b, double *score, const json_t *vocab,
             "%s: token %zu holds a NUL character or half a surrogate pair, which is not "
             "supported",
             where, i);
+        FAIL_IF(strlen(s) > TOKEN_BYTES_MAX, ERR_FORMAT,
+                "%s: token %zu has %zu bytes, the limit is %d", where, i, strlen(s),
+                TOKEN_BYTES_MAX);
         score[i] = json_number_value(value);
         err = bpe_add_token(b, s, strlen(s), (int64_t)i);
     }
@@ -211,9 +213,9 @@ static enum err parse_added_token(struct json_tokenizer *t, const json_t *v,
     TRY(json_get_bool(&a.rstrip, v, "rstrip", where));
     TRY(json_get_bool(&a.normalized, v, "normalized", where));
     TRY(json_get_bool(&a.special, v, "special", where));
-    FAIL_IF(strlen(content) > MAX_CONTENT_BYTES, ERR_FORMAT,
+    FAIL_IF(strlen(content) > TOKEN_BYTES_MAX, ERR_FORMAT,
             "%s: a token of %zu bytes, the limit is %d", where, strlen(content),
-            MAX_CONTENT_BYTES);
+            TOKEN_BYTES_MAX);
     if (!*content)
         return OK;
     struct added_token *known = find_added(t, content);

@@ -20,7 +20,6 @@
 #include <string.h>
 
 #define MAX_PIECES ((size_t)1 << 21)
-#define MAX_PIECE_BYTES 4096
 
 struct field {
     uint32_t number;
@@ -75,8 +74,8 @@ static enum err check_name(struct check *c, const char *s, size_t n, uint64_t ty
 {
     uint32_t index;
     const size_t k = c->n_pieces;
-    FAIL_IF(!n || n > MAX_PIECE_BYTES, ERR_FORMAT, "piece %zu: %zu bytes, want 1 to %d", k,
-            n, MAX_PIECE_BYTES);
+    FAIL_IF(!n || n > TOKEN_BYTES_MAX, ERR_FORMAT, "piece %zu: %zu bytes, want 1 to %d", k,
+            n, TOKEN_BYTES_MAX);
     FAIL_IF(memchr(s, 0, n) || !utf8_valid(s, n), ERR_FORMAT, "piece %zu: not UTF-8 text",
             k);
     TRY(dict_add(&index, &c->pieces, s, n));
