@@ -101,14 +101,24 @@ static const char *find(const struct charsmap *m, const char *s, size_t n)
     return NULL;
 }
 
-static enum err add_chars(struct text *out, const struct charsmap *m, const char *s,
-                          size_t n)
+/* Appends s [n], or `to` in its place unless that is NULL. */
+static enum err add_or_replace(struct text *out, struct text_growth *growth, const char *s,
+                               size_t n, const char *to)
+{
+    if (!to)
+        return text_add(out, s, n);
+    const size_t k = strlen(to);
+    TRY(text_grow(growth, n, k));
+    return text_add(out, to, k);
+}
+
+static enum err add_chars(struct text *out, struct text_growth *growth,
+                          const struct charsmap *m, const char *s, size_t n)
 {
     int32_t c;
     for (size_t at = 0, k; at < n; at += k) {
         k = utf8_next(&c, s + at, n - at);
-        const char *to = find(m, s + at, k);
-        TRY(text_add(out, to ? to : s + at, to ? strlen(to) : k));
+        TRY(add_or_replace(out, growth, s + at, k, find(m, s + at, k)));
     }
     return OK;
 }
@@ -127,15 +137,16 @@ static size_t cluster(const char *s, size_t n)
     return at;
 }
 
-enum err charsmap_add(struct text *out, const struct charsmap *m, const char *s, size_t n)
+enum err charsmap_add(struct text *out, struct text_growth *growth,
+                      const struct charsmap *m, const char *s, size_t n)
 {
     for (size_t at = 0, k; at < n; at += k) {
         k = cluster(s + at, n - at);
         const char *to = k <= MAX_CLUSTER_BYTES ? find(m, s + at, k) : NULL;
         if (to)
-            TRY(text_add(out, to, strlen(to)));
+            TRY(add_or_replace(out, growth, s + at, k, to));
         else
-            TRY(add_chars(out, m, s + at, k));
+            TRY(add_chars(out, growth, m, s + at, k));
     }
     return OK;
 }

@@ -21,7 +21,8 @@ enum err charsmap_open(struct charsmap *m, const char *data, size_t n);
 void charsmap_free(struct charsmap *m); /* accepts a zeroed one */
 
 /* Appends s, which is valid UTF-8, normalized as tokenizer.json's Precompiled does: first
- * short grapheme clusters, then single characters. */
-enum err charsmap_add(struct text *out, const struct charsmap *m, const char *s, size_t n);
+ * short grapheme clusters, then single characters. Replacements count as growth. */
+enum err charsmap_add(struct text *out, struct text_growth *growth,
+                      const struct charsmap *m, const char *s, size_t n);
 
 #endif

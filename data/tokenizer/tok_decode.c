@@ -140,13 +140,13 @@ static enum err strip_piece(struct text *out, const struct decode_step *step, co
     return text_add(out, s, n);
 }
 
-static enum err run_piece(struct text *out, const struct decode_step *step, const char *s,
-                          size_t n, bool is_first)
+static enum err run_piece(struct text *out, struct step_work *work,
+                          const struct decode_step *step, const char *s, size_t n,
+                          bool is_first)
 {
     switch (step->kind) {
     case DECODE_REPLACE:
-        return step->regex ? text_add_matches_replaced(out, s, n, step->regex, step->to)
-                           : text_add_replaced(out, s, n, step->from, step->to);
+        return text_add_rewritten(out, work, s, n, step->from, step->regex, step->to);
     case DECODE_STRIP:
         return strip_piece(out, step, s, n);
     case DECODE_METASPACE:
@@ -157,8 +157,8 @@ static enum err run_piece(struct text *out, const struct decode_step *step, cons
     }
 }
 
-static enum err run_step(struct pieces *out, const struct decode_step *step,
-                         const struct pieces *in)
+static enum err run_step(struct pieces *out, struct step_work *work,
+                         const struct decode_step *step, const struct pieces *in)
 {
     size_t n;
     if (step->kind == DECODE_BYTE_LEVEL)
@@ -167,7 +167,7 @@ static enum err run_step(struct pieces *out, const struct decode_step *step,
         return run_byte_fallback(out, in);
     for (size_t i = 0; i < in->n; i++) {
         const char *s = piece(&n, in, i);
-        TRY(run_piece(&out->text, step, s, n, i == 0));
+        TRY(run_piece(&out->text, work, step, s, n, i == 0));
         if (step->kind != DECODE_FUSE)
             TRY(pieces_close(out));
     }
@@ -190,11 +190,12 @@ enum err decoder_run(struct text *out, const struct decoder *d, struct pieces *p
 {
     enum err err = OK;
     struct pieces next = {0};
+    struct step_work work = {.growth.bytes = p->text.n};
     if (d->is_null)
         return join_by_spaces(out, p);
     for (int i = 0; i < d->n; i++) {
         next.text.n = next.n = 0;
-        TRY_OUT(run_step(&next, &d->step[i], p));
+        TRY_OUT(run_step(&next, &work, &d->step[i], p));
         const struct pieces swap = *p;
         *p = next;
         next = swap;
@@ -202,6 +203,7 @@ enum err decoder_run(struct text *out, const struct decoder *d, struct pieces *p
     TRY_OUT(text_add(out, p->text.p, p->text.n));
 out:
     pieces_free(&next);
+    step_work_free(&work);
     return err;
 }
 

@@ -41,7 +41,8 @@ struct pieces {
 enum err pieces_close(struct pieces *p);
 void pieces_free(struct pieces *p); /* accepts a zeroed one */
 
-/* Appends the text of the tokens in p to *out. The content of p is undefined afterwards. */
+/* Appends the text of the tokens in p to *out. The content of p is undefined afterwards.
+ * Errors: those of text_add_rewritten(). */
 enum err decoder_run(struct text *out, const struct decoder *d, struct pieces *p);
 void decoder_free(struct decoder *d);
 

@@ -14,6 +14,7 @@ struct encoder {
     struct id_list *out;
     struct bpe_work work;
     struct unigram_work paths;
+    struct step_work steps;
     struct pre_run run;
     struct text normal, spare, mapped;
     bool first; /* the current part is at the start of the text */
@@ -79,7 +80,7 @@ static enum err encode_raw_part(void *ctx, const char *s, struct added_part p)
     size_t n = p.end - p.start;
     e->first = p.start == 0;
     if (t->normal.n) {
-        TRY(normalizer_run(&e->normal, &e->spare, &t->normal, part, n));
+        TRY(normalizer_run(&e->normal, &e->spare, &e->steps, &t->normal, part, n));
         part = e->normal.p;
         n = e->normal.n;
     }
@@ -89,12 +90,14 @@ static enum err encode_raw_part(void *ctx, const char *s, struct added_part p)
 enum err json_tokenizer_encode(struct id_list *out, const struct json_tokenizer *t,
                                const char *s, size_t n)
 {
-    struct encoder e = {.t = t, .out = out};
-    e.run = (struct pre_run){.pre = &t->pre, .word = encode_word, .ctx = &e, .bytes = n};
+    struct encoder e = {.t = t, .out = out, .steps.growth.bytes = n};
+    e.run =
+        (struct pre_run){.pre = &t->pre, .work = &e.steps, .word = encode_word, .ctx = &e};
     const enum err err = added_matcher_run(&t->raw, t->added, s, n, encode_raw_part, &e);
     bpe_work_free(&e.work);
     unigram_work_free(&e.paths);
     pre_run_free(&e.run);
+    step_work_free(&e.steps);
     text_free(&e.normal);
     text_free(&e.spare);
     text_free(&e.mapped);

@@ -43,40 +43,65 @@ static const char *find(const char *s, size_t n, const char *what)
     return n ? memmem(s, n, what, strlen(what)) : NULL;
 }
 
-enum err text_add_replaced(struct text *out, const char *s, size_t n, const char *from,
-                           const char *to)
+/* growth may be NULL: no limit. */
+static enum err add_replaced(struct text *out, struct text_growth *growth, const char *s,
+                             size_t n, const char *from, const char *to)
 {
     const char *const end = s + n;
+    const size_t n_from = strlen(from), n_to = strlen(to);
     for (const char *hit; (hit = find(s, (size_t)(end - s), from));) {
+        if (growth)
+            TRY(text_grow(growth, n_from, n_to));
         TRY(text_add(out, s, (size_t)(hit - s)));
-        TRY(text_add(out, to, strlen(to)));
-        s = hit + strlen(from);
+        TRY(text_add(out, to, n_to));
+        s = hit + n_from;
     }
     return text_add(out, s, (size_t)(end - s));
 }
 
-enum err text_add_matches_replaced(struct text *out, const char *s, size_t n,
-                                   const struct regex *regex, const char *to)
+enum err text_add_replaced(struct text *out, const char *s, size_t n, const char *from,
+                           const char *to)
 {
-    enum err err = OK;
-    struct regex_work *work = NULL;
+    return add_replaced(out, NULL, s, n, from, to);
+}
+
+static enum err add_matches_replaced(struct text *out, struct step_work *work,
+                                     const char *s, size_t n, const struct regex *regex,
+                                     const char *to)
+{
+    const size_t n_to = strlen(to);
     size_t start, end, at = 0;
     if (!n) /* nothing is searched for in an empty text */
         return OK;
-    TRY(regex_work_open(&work, n));
-    struct regex_matches m = {.regex = regex, .work = work, .s = s, .n = n};
+    TRY(step_work_regex(work));
+    struct regex_matches m = {.regex = regex, .work = work->regex, .s = s, .n = n};
     for (bool found;;) {
-        TRY_OUT(regex_next(&found, &start, &end, &m));
+        TRY(regex_next(&found, &start, &end, &m));
         if (!found)
-            break;
-        TRY_OUT(text_add(out, s + at, start - at));
-        TRY_OUT(text_add(out, to, strlen(to)));
+            return text_add(out, s + at, n - at);
+        TRY(text_grow(&work->growth, end - start, n_to));
+        TRY(text_add(out, s + at, start - at));
+        TRY(text_add(out, to, n_to));
         at = end;
     }
-    TRY_OUT(text_add(out, s + at, n - at));
-out:
-    regex_work_close(&work);
-    return err;
+}
+
+enum err text_add_rewritten(struct text *out, struct step_work *work, const char *s,
+                            size_t n, const char *from, const struct regex *regex,
+                            const char *to)
+{
+    return regex ? add_matches_replaced(out, work, s, n, regex, to)
+                 : add_replaced(out, &work->growth, s, n, from, to);
+}
+
+enum err step_work_regex(struct step_work *w)
+{
+    return w->regex ? OK : regex_work_open(&w->regex, w->growth.bytes);
+}
+
+void step_work_free(struct step_work *w)
+{
+    regex_work_close(&w->regex);
 }
 
 static enum err add_stripped(struct text *out, const struct normal_step *step,
@@ -101,34 +126,35 @@ static enum err add_stripped(struct text *out, const struct normal_step *step,
     return text_add(out, s + start, end - start);
 }
 
-static enum err normal_step_run(struct text *out, const struct normal_step *step,
-                                const char *s, size_t n)
+static enum err normal_step_run(struct text *out, struct step_work *work,
+                                const struct normal_step *step, const char *s, size_t n)
 {
     out->n = 0;
     switch (step->kind) {
     case NORMAL_FORM:
-        return text_normalize(out, s, n, step->form);
+        TRY(text_normalize(out, s, n, step->form));
+        return text_grow(&work->growth, n, out->n);
     case NORMAL_STRIP:
         return add_stripped(out, step, s, n);
     case NORMAL_CHARSMAP:
-        return charsmap_add(out, &step->map, s, n);
+        return charsmap_add(out, &work->growth, &step->map, s, n);
     case NORMAL_PREPEND:
         if (n)
             TRY(text_add(out, step->to, strlen(step->to)));
-        return text_add(out, s, n);
+        TRY(text_add(out, s, n));
+        return text_grow(&work->growth, n, out->n);
     default:
-        return step->regex ? text_add_matches_replaced(out, s, n, step->regex, step->to)
-                           : text_add_replaced(out, s, n, step->from, step->to);
+        return text_add_rewritten(out, work, s, n, step->from, step->regex, step->to);
     }
 }
 
-enum err normalizer_run(struct text *out, struct text *spare, const struct normalizer *m,
-                        const char *s, size_t n)
+enum err normalizer_run(struct text *out, struct text *spare, struct step_work *work,
+                        const struct normalizer *m, const char *s, size_t n)
 {
     out->n = 0;
     TRY(text_add(out, s, n));
     for (int i = 0; i < m->n; i++) {
-        TRY(normal_step_run(spare, &m->step[i], out->p, out->n));
+        TRY(normal_step_run(spare, work, &m->step[i], out->p, out->n));
         const struct text swap = *out;
         *out = *spare;
         *spare = swap;
@@ -187,9 +213,9 @@ static enum err cut_by_pattern(struct pre_run *run, int k, const char *s, size_t
 {
     const struct pre_step *step = &run->pre->step[k];
     struct cut c = {run, k, s, first};
-    if (step->regex && !run->regex)
-        TRY(regex_work_open(&run->regex, run->bytes));
-    return split_text(step, run->regex, s, n, cut_piece, &c);
+    if (step->regex)
+        TRY(step_work_regex(run->work));
+    return split_text(step, run->work->regex, s, n, cut_piece, &c);
 }
 
 static bool starts_with(const char *s, size_t n, const char *what)
@@ -208,6 +234,7 @@ static enum err run_metaspace(struct pre_run *run, int k, const char *s, size_t 
     if (wanted && s[0] != ' ' && !starts_with(s, n, step->literal))
         TRY(text_add(t, step->literal, strlen(step->literal)));
     TRY(text_add_replaced(t, s, n, " ", step->literal));
+    TRY(text_grow(&run->work->growth, n, t->n));
     if (step->split)
         return cut_by_pattern(run, k, t->p, t->n, first);
     return run_from(run, k + 1, t->p, t->n, first);
@@ -258,7 +285,6 @@ void pre_run_free(struct pre_run *run)
     for (int i = 0; i < TOK_MAX_STEPS; i++)
         text_free(&run->spare[i]);
     text_free(&run->mapped);
-    regex_work_close(&run->regex);
 }
 
 void pre_tokenizer_free(struct pre_tokenizer *p)

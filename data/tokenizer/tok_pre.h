@@ -20,6 +20,17 @@ scan_fn scan_gpt2, scan_llama3, scan_qwen2, scan_digit, scan_digit_run;
  * NULL if the expression is unknown. *family: a name for messages. */
 scan_fn *scan_of_regex(const char **family, const char *regex);
 
+/* What the steps share while one text passes through them, so that their limits hold for
+ * the whole text, however many parts it has. One thread. */
+struct step_work {
+    struct text_growth growth;
+    struct regex_work *regex; /* owned; NULL until it is needed */
+};
+
+/* Opens regex unless it is open. */
+enum err step_work_regex(struct step_work *w);
+void step_work_free(struct step_work *w); /* accepts one with growth alone */
+
 enum normal_kind {
     NORMAL_FORM,
     NORMAL_PREPEND,
@@ -43,9 +54,10 @@ struct normalizer {
     int n;
 };
 
-/* Replaces the content of *out by s normalized; spare is scratch memory. */
-enum err normalizer_run(struct text *out, struct text *spare, const struct normalizer *m,
-                        const char *s, size_t n);
+/* Replaces the content of *out by s normalized; spare is scratch memory. ERR_SUPPORT beyond
+ * the limits of work. */
+enum err normalizer_run(struct text *out, struct text *spare, struct step_work *work,
+                        const struct normalizer *m, const char *s, size_t n);
 void normalizer_free(struct normalizer *m);
 
 enum pre_kind { PRE_SCAN, PRE_SPLIT, PRE_BYTE_LEVEL, PRE_METASPACE };
@@ -92,8 +104,7 @@ struct pre_run {
     const struct pre_tokenizer *pre;
     struct text spare[TOK_MAX_STEPS]; /* rewritten pieces of each step */
     struct text mapped;               /* a piece in the byte-level alphabet */
-    struct regex_work *regex;         /* owned; NULL until it is needed */
-    size_t bytes;                     /* of the whole text, for regex_work_open() */
+    struct step_work *work;           /* borrowed; of the whole text */
     enum err (*word)(void *ctx, const char *s, size_t n);
     void *ctx;
 };
@@ -114,8 +125,10 @@ enum err byte_level_map(struct text *out, const char *s, size_t n);
 /* Appends s with every `from` (not empty) replaced by `to`. */
 enum err text_add_replaced(struct text *out, const char *s, size_t n, const char *from,
                            const char *to);
-/* The same for every match of a regular expression. Errors: those of regex_next(). */
-enum err text_add_matches_replaced(struct text *out, const char *s, size_t n,
-                                   const struct regex *regex, const char *to);
+/* The same in the limits of work, or for every match of regex unless it is NULL. Errors:
+ * those of regex_next() and text_grow(). */
+enum err text_add_rewritten(struct text *out, struct step_work *work, const char *s,
+                            size_t n, const char *from, const struct regex *regex,
+                            const char *to);
 
 #endif

@@ -6,6 +6,10 @@
 #include <string.h>
 #include <utf8proc.h>
 
+/* A compatibility decomposition alone makes some characters 11 times as long. */
+#define GROWTH_PER_BYTE 16
+#define GROWTH ((size_t)1 << 20)
+
 /* Returns a doubled capacity that holds need items. */
 static size_t grown(size_t cap, size_t need)
 {
@@ -48,6 +52,19 @@ void text_free(struct text *t)
 {
     mem_free(t->p);
     *t = (struct text){0};
+}
+
+enum err text_grow(struct text_growth *g, size_t from, size_t to)
+{
+    const size_t most = g->bytes * GROWTH_PER_BYTE + GROWTH;
+    if (to <= from)
+        return OK;
+    FAIL_IF(to - from > most - g->grown, ERR_SUPPORT,
+            "the steps of tokenizer.json make a text of %zu bytes longer by more than %zu "
+            "bytes: refused as a likely bomb",
+            g->bytes, most);
+    g->grown += to - from;
+    return OK;
 }
 
 enum err id_list_add_n(struct id_list *l, const int32_t *id, size_t n)

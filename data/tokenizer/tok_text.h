@@ -22,6 +22,16 @@ enum err text_add(struct text *t, const char *s, size_t n);
 enum err text_add_char(struct text *t, int32_t c);
 void text_free(struct text *t); /* accepts a zeroed one */
 
+/* How much longer the steps of a tokenizer, whose file is untrusted, have made a text. */
+struct text_growth {
+    size_t bytes; /* of the text as it was given */
+    size_t grown; /* bytes that were added since */
+};
+
+/* Counts `to` bytes in place of `from`; a shorter result gives nothing back. ERR_SUPPORT if
+ * the sum exceeds 16 times the text and 1 MiB. */
+enum err text_grow(struct text_growth *g, size_t from, size_t to);
+
 /* Decodes s to out, which has room for 3 n / 4 bytes. Returns their number, or -1 if s is
  * not base64. */
 int64_t base64_decode(char *out, const char *s, size_t n);

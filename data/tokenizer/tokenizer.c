@@ -62,17 +62,16 @@ static enum err open_json(struct tokenizer *t, const char *dir, const char *path
                           const struct tok_beside *beside)
 {
     enum err err = json_tokenizer_open(&t->json, path);
-    for (size_t i = 0; i < beside->n_added && !err; i++) {
-        err = json_tokenizer_add(t->json, &beside->added[i]);
-        if (err)
-            err_add(err, "%s: ", path);
-    }
-    if (!err)
-        take_json(t, "tokenizer.json",
-                  t->json->unigram.score    ? "Unigram"
-                  : t->json->pre.byte_level ? "byte-level BPE"
-                                            : "SentencePiece-like BPE");
-    return err;
+    if (err)
+        return err;
+    err = json_tokenizer_add(t->json, beside->added, beside->n_added);
+    if (err)
+        return err == ERR_FORMAT ? err_add(err, "%s: ", path) : err;
+    take_json(t, "tokenizer.json",
+              t->json->unigram.score    ? "Unigram"
+              : t->json->pre.byte_level ? "byte-level BPE"
+                                        : "SentencePiece-like BPE");
+    return OK;
 }
 
 static enum err open_vocab(struct tokenizer *t, const char *dir, const char *path,

@@ -2,6 +2,7 @@
  *
  * Wrong tokenizer files: each is refused with a message, and thousands of mutations of
  * valid files do no harm. */
+#include "data/tokenizer/tok_text.h"
 #include "data/tokenizer/tokenizer.h"
 #include "kernels/base/file/file.h"
 #include "kernels/base/mem.h"
@@ -118,7 +119,9 @@ static const struct {
      ERR_SUPPORT, "after ByteLevel"},
     {PRE("{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"last\"}"),
      ERR_FORMAT, "last"},
-    {PRE("{\"type\":\"Metaspace\",\"replacement\":\"\"}"), ERR_FORMAT, "replacement"},
+    {PRE("{\"type\":\"Metaspace\",\"replacement\":\"\"}"), ERR_FORMAT,
+     "replacement is \"\", want one character"},
+    {PRE("{\"type\":\"Metaspace\",\"replacement\":\"__\"}"), ERR_FORMAT, "one character"},
     {POST("{\"type\":\"RobertaProcessing\"}"), ERR_SUPPORT, "RobertaProcessing"},
     {POST("{\"type\":\"TemplateProcessing\",\"single\":[]}"), ERR_SUPPORT, "0 times"},
     {POST("{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"a\"}},"
@@ -193,6 +196,149 @@ static void test_token_like_the_mark(void **state)
         token_ids_free(&ids);
         tokenizer_close(&t);
     }
+    drop("tokenizer.json");
+}
+
+static void add(struct text *t, const char *s)
+{
+    assert_int_equal(text_add(t, s, strlen(s)), OK);
+}
+
+static void add_times(struct text *t, const char *s, int times)
+{
+    for (int i = 0; i < times; i++)
+        add(t, s);
+}
+
+#define GROWS "make a text of"
+#define BACKTRACKS "backtracks too much"
+#define TOKEN(content) "{\"id\":3,\"content\":\"" content "\",\"normalized\":"
+/* Takes some 20 ms for the 19 letters, and finds nothing. */
+#define LETTERS "aaaaaaaaaaaaaaaaaaa"
+#define SLOW                                                                               \
+    "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"(a|a)*(?!a)(?<=z)\"},\"content\":\"x\"}"
+
+/* A file that opens, or encodes or decodes its text, only if a limit of the whole text has
+ * been taken for one of each part. */
+struct bomb {
+    struct text json, text;
+};
+
+static void bomb_free(struct bomb *b)
+{
+    text_free(&b->json);
+    text_free(&b->text);
+}
+
+static void refuse_use(struct bomb *b, const char *word)
+{
+    struct tokenizer *t = NULL;
+    struct token_ids ids = {0};
+    char *back = NULL;
+    size_t n;
+    err_clear();
+    put("tokenizer.json", b->json.p, b->json.n);
+    enum err e = tokenizer_open(&t, dir);
+    if (!e)
+        e = tokenizer_encode(&ids, t, b->text.p, b->text.n, BOS_AUTO);
+    if (!e)
+        e = tokenizer_decode(&back, &n, t, ids.id, ids.n, true);
+    if (e != ERR_SUPPORT || !strstr(err_text(), word))
+        fail_msg("%.80s: have %s: %s", b->json.p, err_name(e), err_text());
+    mem_free(back);
+    token_ids_free(&ids);
+    tokenizer_close(&t);
+    bomb_free(b);
+    drop("tokenizer.json");
+}
+
+static void test_growth(void **state)
+{
+    struct bomb b = {0};
+    add(&b.json, "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[");
+    for (int i = 0; i < 3; i++) { /* a thousandfold three times */
+        add(&b.json, i ? "," : "");
+        add(&b.json, "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"");
+        add_times(&b.json, "a", 1000);
+        add(&b.json, "\"}");
+    }
+    add(&b.json, "]}," MODEL(MERGES) "}");
+    add(&b.text, "ab");
+    refuse_use(&b, GROWS);
+    /* each of many parts */
+    add(&b.json,
+        "{\"added_tokens\":[" TOKEN("<s>") "false}],\"normalizer\":{\"type\":\"Prepend\","
+                                           "\"prepend\":\"");
+    add_times(&b.json, "b", 3000);
+    add(&b.json, "\"}," MODEL(MERGES) "}");
+    add_times(&b.text, "a<s>", 1000);
+    refuse_use(&b, GROWS);
+    /* twice as long with each pair of steps */
+    add(&b.json, "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[");
+    for (int i = 0; i < 8; i++) {
+        char meta[64];
+        snprintf(meta, sizeof(meta), "{\"type\":\"Metaspace\",\"replacement\":\"%c\"}",
+                 'p' + i);
+        add(&b.json, i ? "," : "");
+        add(&b.json,
+            "{\"type\":\"Split\",\"pattern\":{\"Regex\":\".\"},\"behavior\":\"Isolated\"},");
+        add(&b.json, meta);
+    }
+    add(&b.json, "]}," MODEL(MERGES) "}");
+    add_times(&b.text, "ab", 10000);
+    refuse_use(&b, GROWS);
+    /* while decoding */
+    add(&b.json,
+        "{\"decoder\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"b\"},\"content\":\"");
+    add_times(&b.json, "a", 3000);
+    add(&b.json, "\"}," MODEL(MERGES) "}");
+    add_times(&b.text, "b", 1000);
+    refuse_use(&b, GROWS);
+}
+
+static void test_one_account_of_backtracks(void **state)
+{
+    struct bomb b = {0};
+    add(&b.json, "{\"added_tokens\":[" TOKEN("<s>") "false}],\"normalizer\":" SLOW
+                                                    "," MODEL(MERGES) "}");
+    add_times(&b.text, LETTERS "<s>", 40);
+    refuse_use(&b, BACKTRACKS);
+    /* added tokens, which are normalized when the file is opened */
+    add(&b.json, "{\"added_tokens\":[");
+    for (char c[] = "A"; c[0] < 'A' + 40; c[0]++) {
+        add(&b.json, c[0] > 'A' ? "," TOKEN(LETTERS) : TOKEN(LETTERS));
+        b.json.n -= strlen("\",\"normalized\":");
+        if (c[0] == '\\')
+            add(&b.json, "\\");
+        add(&b.json, c);
+        add(&b.json, "\",\"normalized\":true}");
+    }
+    add(&b.json, "],\"normalizer\":" SLOW "," MODEL(MERGES) "}");
+    add(&b.text, "b");
+    refuse_use(&b, BACKTRACKS);
+    /* pieces of a decoder */
+    add(&b.json, "{\"added_tokens\":[" TOKEN(LETTERS) "false}],\"decoder\":" SLOW
+                                                      "," MODEL(MERGES) "}");
+    add_times(&b.text, LETTERS, 40);
+    refuse_use(&b, BACKTRACKS);
+}
+
+/* Every place of a text is compared with an added token, so that a normalizer must not make
+ * it long. */
+static void test_long_normalized_token(void **state)
+{
+    struct bomb b = {0};
+    struct tokenizer *t = NULL;
+    add(&b.json, "{\"added_tokens\":[" TOKEN(
+                     "a") "true}],\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"");
+    add_times(&b.json, "b", TOKEN_BYTES_MAX);
+    add(&b.json, "\"}," MODEL(MERGES) "}");
+    put("tokenizer.json", b.json.p, b.json.n);
+    err_clear();
+    assert_int_equal(tokenizer_open(&t, dir), ERR_FORMAT);
+    assert_non_null(
+        strstr(err_text(), "tokenizer.json: added token \"a\" has 4097 bytes once"));
+    bomb_free(&b);
     drop("tokenizer.json");
 }
 
@@ -325,6 +471,9 @@ int main(void)
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_accepted),
         cmocka_unit_test(test_token_like_the_mark),
+        cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_one_account_of_backtracks),
+        cmocka_unit_test(test_long_normalized_token),
         cmocka_unit_test(test_mutations),
         cmocka_unit_test(test_mutated_components),
     };

@@ -130,13 +130,18 @@ static void test_charsmap(void **state)
     const uint32_t root = 1u << 10, a = 'a' | 1u << 8 | 2u << 10, value = 1u << 31;
     struct charsmap m = {0};
     struct text t = {0};
+    struct text_growth growth = {0};
     memcpy(data + 4, &root, 4);
     memcpy(data + 4 + 4 * (1 ^ 'a'), &a, 4);
     memcpy(data + 4 + 4 * (1 ^ 'a' ^ 2), &value, 4);
     check(charsmap_open(&m, data, sizeof(data)));
-    check(charsmap_add(&t, &m, "xay\xC3\xA9", 5));
+    check(charsmap_add(&t, &growth, &m, "xay\xC3\xA9", 5));
     assert_int_equal(t.n, 6);
     assert_memory_equal(t.p, "xbcy\xC3\xA9", 6);
+    assert_int_equal(growth.grown, 1);
+    growth.grown = (size_t)1 << 20;
+    assert_int_equal(charsmap_add(&t, &growth, &m, "a", 1), ERR_SUPPORT);
+    err_clear();
     charsmap_free(&m);
     text_free(&t);
     static const struct {

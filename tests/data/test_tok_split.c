@@ -55,10 +55,12 @@ static void words_free(struct words *w)
 static enum err split(struct words *w, const struct pre_tokenizer *pre, const char *s,
                       size_t n)
 {
-    struct pre_run run = {.pre = pre, .word = add_word, .ctx = w, .bytes = n};
+    struct step_work work = {.growth.bytes = n};
+    struct pre_run run = {.pre = pre, .work = &work, .word = add_word, .ctx = w};
     w->text.n = w->end.n = 0;
     const enum err e = pre_run_text(&run, s, n, true);
     pre_run_free(&run);
+    step_work_free(&work);
     return e;
 }
 

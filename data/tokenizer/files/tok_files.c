@@ -15,13 +15,6 @@
 
 /* --- what both have in common ------------------------------------------------------- */
 
-static enum err add_beside(struct json_tokenizer *t, const struct tok_beside *beside)
-{
-    for (size_t i = 0; i < beside->n_added; i++)
-        TRY(json_tokenizer_add(t, &beside->added[i]));
-    return OK;
-}
-
 /* Splits words by scan, then into bytes. */
 static void set_byte_level(struct json_tokenizer *t, const char *family, scan_fn *scan)
 {
@@ -120,7 +113,7 @@ enum err tok_open_vocab_merges(struct json_tokenizer **out, const char *dir,
     TRY_OUT(read_vocab(&t->bpe, vocab));
     TRY_OUT(read_merges(&t->bpe, merges));
     t->n_ids = t->bpe.n_ids;
-    err = add_beside(t, beside);
+    err = json_tokenizer_add(t, beside->added, beside->n_added);
     if (err) {
         err_add(err, "%s: ", vocab);
         goto out;
@@ -266,7 +259,7 @@ static enum err add_specials(struct json_tokenizer *t)
         struct added_token a = {name, first + i, .special = true};
         special_name(name, i);
         if (pair_map_get(&t->added_of, a.id, 0) < 0)
-            TRY(json_tokenizer_add(t, &a));
+            TRY(json_tokenizer_add(t, &a, 1));
     }
     return id_list_add(&t->before, first);
 }
@@ -282,7 +275,7 @@ static enum err build_ranks(struct json_tokenizer *t, const char *data, size_t n
     t->bpe.ignore_merges = true;
     t->n_ids = t->bpe.n_ids;
     set_byte_level(t, "Llama 3", scan_llama3);
-    TRY(add_beside(t, beside));
+    TRY(json_tokenizer_add(t, beside->added, beside->n_added));
     return add_specials(t);
 }
 

@@ -243,7 +243,7 @@ static enum err parse_added(struct json_tokenizer *t, const json_t *root, const 
 }
 
 /* Tokens with `normalized` are found in normalized text, so they are normalized as well. */
-static enum err match_token(struct json_tokenizer *t, size_t i)
+static enum err match_token(struct json_tokenizer *t, struct step_work *work, size_t i)
 {
     enum err err = OK;
     struct text content = {0}, spare = {0};
@@ -251,7 +251,12 @@ static enum err match_token(struct json_tokenizer *t, size_t i)
     const size_t n = strlen(a->content);
     if (!a->normalized)
         return added_matcher_add(&t->raw, a->content, n, (int32_t)i);
-    TRY_OUT(normalizer_run(&content, &spare, &t->normal, a->content, n));
+    TRY_OUT(normalizer_run(&content, &spare, work, &t->normal, a->content, n));
+    if (content.n > TOKEN_BYTES_MAX)
+        FAIL_OUT(
+            ERR_FORMAT,
+            "added token \"%.80s\" has %zu bytes once it is normalized, the limit is %d",
+            a->content, content.n, TOKEN_BYTES_MAX);
     TRY_OUT(added_matcher_add(&t->normalized, content.p, content.n, (int32_t)i));
 out:
     text_free(&content);
@@ -259,17 +264,24 @@ out:
     return err;
 }
 
-/* Adds the tokens of this kind to their matcher. */
-static enum err match_added(struct json_tokenizer *t, bool special)
+/* Adds the tokens from number `first` on to their matchers, special tokens first: of two
+ * tokens with the same normalized content the later one is found. All contents together
+ * are one text to the limits of the steps. */
+static enum err match_added(struct json_tokenizer *t, size_t first)
 {
     enum err err = OK;
-    for (size_t i = 0; i < t->n_added && !err; i++)
-        if (t->added[i].special == special)
-            err = match_token(t, i);
+    struct step_work work = {0};
+    for (size_t i = first; i < t->n_added; i++)
+        work.growth.bytes += strlen(t->added[i].content);
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = first; i < t->n_added && !err; i++)
+            if (t->added[i].special == !pass)
+                err = match_token(t, &work, i);
+    step_work_free(&work);
     return err;
 }
 
-enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a)
+static enum err add_token(struct json_tokenizer *t, const struct added_token *a)
 {
     struct added_token own = *a;
     const int32_t id = bpe_id(&t->bpe, a->content, strlen(a->content));
@@ -282,8 +294,15 @@ enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *
                        pair_map_get(&t->added_of, own.id, 0) >= 0),
             ERR_FORMAT, "added token \"%.80s\" has id %d, which another token has too",
             a->content, own.id);
-    TRY(push_added(t, a->content, own));
-    return match_token(t, t->n_added - 1);
+    return push_added(t, a->content, own);
+}
+
+enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a, size_t n)
+{
+    const size_t first = t->n_added;
+    for (size_t i = 0; i < n; i++)
+        TRY(add_token(t, &a[i]));
+    return match_added(t, first);
 }
 
 static enum err check_post_ids(const struct json_tokenizer *t, const struct id_list *l,
@@ -317,10 +336,9 @@ static enum err parse_all(struct json_tokenizer *t, json_t *root, bool lost_keys
     TRY(decoder_parse(&t->decoder, component(root, "decoder"),
                       where_of(where, path, "decoder")));
     TRY(parse_added(t, root, path));
-    /* Special tokens first: of two tokens with the same normalized content the later one is
-     * found. */
-    TRY(match_added(t, true));
-    TRY(match_added(t, false));
+    const enum err err = match_added(t, 0);
+    if (err) /* messages about a step have the path already */
+        return err == ERR_FORMAT ? err_add(err, "%s: ", path) : err;
     TRY(post_processor_parse(&t->before, &t->after, component(root, "post_processor"),
                              where_of(where, path, "post_processor")));
     TRY(check_post_ids(t, &t->before, path));

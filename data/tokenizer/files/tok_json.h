@@ -29,10 +29,12 @@ struct json_tokenizer {
     struct decoder decoder;
 };
 
-/* Adds a token that is missing in tokenizer.json; the first one of a content is kept. A
- * token without an id (-1) takes that of the vocabulary, and is ignored if there is none.
- * The content is copied. ERR_FORMAT with a message without a file name; ERR_MEMORY. */
-enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a);
+/* Adds those of n tokens that are missing in tokenizer.json; the first one of a content is
+ * kept. A token without an id (-1) takes that of the vocabulary, and is ignored if there is
+ * none. Contents are copied. ERR_FORMAT with a message without a file name; ERR_SUPPORT
+ * beyond the limits of the steps; ERR_MEMORY. */
+enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a,
+                            size_t n);
 
 /* Opens the file at path, which starts every message. Errors: ERR_FORMAT, ERR_SUPPORT,
  * ERR_MEMORY. */

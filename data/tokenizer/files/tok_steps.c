@@ -196,7 +196,9 @@ static enum err parse_metaspace(struct pre_step *step, const json_t *v, const ch
     step->behavior = SPLIT_WITH_NEXT;
     step->split = true;
     TRY(json_get_bool(&step->split, v, "split", where));
-    FAIL_IF(!*replacement, ERR_FORMAT, "%s: replacement is empty", where);
+    const size_t n = strlen(replacement);
+    FAIL_IF(!n || utf8_next(&(int32_t){0}, replacement, n) != n, ERR_FORMAT,
+            "%s: replacement is \"%.40s\", want one character", where, replacement);
     if (!scheme)
         step->prepend = prefix ? PREPEND_ALWAYS : PREPEND_NEVER;
     else if (!strcmp(scheme, "always"))
