@@ -61,12 +61,7 @@ static void take_json(struct tokenizer *t, const char *file, const char *kind)
 static enum err open_json(struct tokenizer *t, const char *dir, const char *path,
                           const struct tok_beside *beside)
 {
-    enum err err = json_tokenizer_open(&t->json, path);
-    if (err)
-        return err;
-    err = json_tokenizer_add(t->json, beside->added, beside->n_added);
-    if (err)
-        return err == ERR_FORMAT ? err_add(err, "%s: ", path) : err;
+    TRY(json_tokenizer_open(&t->json, path, beside->added, beside->n_added));
     take_json(t, "tokenizer.json",
               t->json->unigram.score    ? "Unigram"
               : t->json->pre.byte_level ? "byte-level BPE"

@@ -210,6 +210,51 @@ static void added_tokens_are_one_token(void **state)
     tokenizer_close(&t);
 }
 
+/* The reference library adds a token of tokenizer.json again if added_tokens_decoder has other
+ * flags for it. The ids are the library's. */
+static void flags_of_added_tokens_decoder_count(void **state)
+{
+#define FLAGS(strips, normalized)                                                          \
+    "\"lstrip\": " strips ", \"rstrip\": " strips ", \"single_word\": " strips             \
+    ", \"normalized\": " normalized ", \"special\": false}"
+    /* clang-format off */
+    static const char tokenizer[] =
+        "{\"normalizer\": {\"type\": \"Replace\", \"pattern\": {\"String\": \"A\"}, "
+        "\"content\": \"a\"}, \"added_tokens\": ["
+        "{\"id\": 5, \"content\": \"<e>\", " FLAGS("false", "false") ", "
+        "{\"id\": 6, \"content\": \"<A>\", " FLAGS("false", "false") "], "
+        "\"model\": {\"type\": \"BPE\", \"unk_token\": \"<u>\", \"vocab\": {\"<u>\": 0, "
+        "\"a\": 1, \"b\": 2, \" \": 3, \"A\": 4, \"<e>\": 5}, \"merges\": []}}";
+    /* clang-format on */
+    static const struct {
+        const char *config;
+        size_t n;
+        int32_t id[11];
+    } want[] = {{"{}", 11, {1, 3, 5, 3, 2, 5, 2, 0, 1, 0, 6}},
+                {"{\"added_tokens_decoder\": {\"5\": {\"content\": \"<e>\", " FLAGS(
+                     "true", "false") ", \"6\": {\"content\": \"<A>\", " FLAGS("false",
+                                                                               "true") "}}",
+                 9,
+                 {1, 5, 2, 0, 0, 0, 2, 6, 6}},
+                /* files without flags decide nothing */
+                {"{\"eos_token\": \"<e>\", \"added_tokens_decoder\": {\"6\": \"<A>\"}}",
+                 11,
+                 {1, 3, 5, 3, 2, 5, 2, 0, 1, 0, 6}}};
+    for (size_t i = 0; i < ARRAY_LEN(want); i++) {
+        struct tokenizer *t = NULL;
+        struct token_ids have = {0};
+        put("tokenizer.json", tokenizer);
+        put("tokenizer_config.json", want[i].config);
+        check(tokenizer_open(&t, dir));
+        check(tokenizer_encode(&have, t, "a <e> b<e>b<a><A>", 17, BOS_NEVER));
+        assert_int_equal(have.n, want[i].n);
+        assert_memory_equal(have.id, want[i].id, have.n * sizeof(*have.id));
+        token_ids_free(&have);
+        tokenizer_close(&t);
+    }
+#undef FLAGS
+}
+
 static void several_tokens_end_a_text(void **state)
 {
     static const struct {
@@ -250,9 +295,13 @@ int main(void)
 {
 #define CASE(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
     const struct CMUnitTest tests[] = {
-        CASE(vocab_and_merges_of_gpt2),  CASE(vocab_and_merges_of_qwen2),
-        CASE(flags_of_bos_and_eos),      CASE(added_tokens_are_one_token),
-        CASE(several_tokens_end_a_text), CASE(ranks_end_texts_and_answers),
+        CASE(vocab_and_merges_of_gpt2),
+        CASE(vocab_and_merges_of_qwen2),
+        CASE(flags_of_bos_and_eos),
+        CASE(added_tokens_are_one_token),
+        CASE(several_tokens_end_a_text),
+        CASE(ranks_end_texts_and_answers),
+        CASE(flags_of_added_tokens_decoder_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,6 +11,7 @@ struct added_token {
     char *content; /* owned */
     int32_t id;
     bool single_word, lstrip, rstrip, normalized, special;
+    bool decides; /* of a file beside tokenizer.json: these flags count, not those there */
 };
 
 /* A trie over bytes. A zeroed one matches nothing. */

@@ -53,6 +53,7 @@ static enum err read_token(const char **content, struct added_token *a, const js
         TRY(json_get_bool(&a->lstrip, v, "lstrip", r->path));
         TRY(json_get_bool(&a->rstrip, v, "rstrip", r->path));
         TRY(json_get_bool(&a->single_word, v, "single_word", r->path));
+        TRY(json_get_bool(&a->normalized, v, "normalized", r->path));
         return json_get_bool(&a->special, v, "special", r->path);
     }
     FAIL_IF(!json_is_string(v) || strlen(json_string_value(v)) != json_string_length(v),
@@ -117,7 +118,7 @@ static enum err read_decoder(const struct reader *r)
     TRY(json_get_object(&decoder, r->root, "added_tokens_decoder", r->path));
     json_object_foreach(decoder, key, v)
     {
-        struct added_token a = {0};
+        struct added_token a = {.decides = json_is_object(v)};
         const size_t n = strlen(key);
         FAIL_IF(!n || n > 7 || strspn(key, "0123456789") != n, ERR_FORMAT,
                 "%s: added_tokens_decoder has the key \"%.40s\", want an id", r->path, key);

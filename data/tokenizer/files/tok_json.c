@@ -281,12 +281,26 @@ static enum err match_added(struct json_tokenizer *t, size_t first)
     return err;
 }
 
+static void take_flags(struct added_token *to, const struct added_token *from)
+{
+    to->single_word = from->single_word;
+    to->lstrip = from->lstrip;
+    to->rstrip = from->rstrip;
+    to->normalized = from->normalized;
+    to->special = from->special;
+}
+
+/* Adds a token of a file beside this one. The content's first token is kept, with the flags of one
+ * that decides, as the reference adds a known token again if a flag differs. */
 static enum err add_token(struct json_tokenizer *t, const struct added_token *a)
 {
-    struct added_token own = *a;
+    struct added_token own = *a, *known = find_added(t, a->content);
     const int32_t id = bpe_id(&t->bpe, a->content, strlen(a->content));
-    if (find_added(t, a->content))
+    if (known) {
+        if (a->decides)
+            take_flags(known, a);
         return OK;
+    }
     own.id = id >= 0 ? id : a->id;
     if (own.id < 0)
         return OK;
@@ -297,11 +311,17 @@ static enum err add_token(struct json_tokenizer *t, const struct added_token *a)
     return push_added(t, a->content, own);
 }
 
+static enum err add_tokens(struct json_tokenizer *t, const struct added_token *a, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        TRY(add_token(t, &a[i]));
+    return OK;
+}
+
 enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a, size_t n)
 {
     const size_t first = t->n_added;
-    for (size_t i = 0; i < n; i++)
-        TRY(add_token(t, &a[i]));
+    TRY(add_tokens(t, a, n));
     return match_added(t, first);
 }
 
@@ -322,8 +342,8 @@ static const json_t *component(const json_t *root, const char *key)
     return json_is_null(v) ? NULL : v;
 }
 
-static enum err parse_all(struct json_tokenizer *t, json_t *root, bool lost_keys,
-                          const char *path)
+static enum err parse_steps(struct json_tokenizer *t, json_t *root, bool lost_keys,
+                            const char *path)
 {
     char where[512];
     FAIL_IF(!json_is_object(root), ERR_FORMAT, "%s: holds %s, want an object", path,
@@ -335,17 +355,31 @@ static enum err parse_all(struct json_tokenizer *t, json_t *root, bool lost_keys
                             where_of(where, path, "pre_tokenizer")));
     TRY(decoder_parse(&t->decoder, component(root, "decoder"),
                       where_of(where, path, "decoder")));
-    TRY(parse_added(t, root, path));
-    const enum err err = match_added(t, 0);
-    if (err) /* messages about a step have the path already */
-        return err == ERR_FORMAT ? err_add(err, "%s: ", path) : err;
+    return parse_added(t, root, path);
+}
+
+/* Adds the tokens of the files beside, and makes the matchers of all. */
+static enum err complete_added(struct json_tokenizer *t, const struct added_token *a,
+                               size_t n, const char *path)
+{
+    enum err err = add_tokens(t, a, n);
+    if (!err)
+        err = match_added(t, 0);
+    /* messages about a step have the path already */
+    return err == ERR_FORMAT ? err_add(err, "%s: ", path) : err;
+}
+
+static enum err parse_ends(struct json_tokenizer *t, json_t *root, const char *path)
+{
+    char where[512];
     TRY(post_processor_parse(&t->before, &t->after, component(root, "post_processor"),
                              where_of(where, path, "post_processor")));
     TRY(check_post_ids(t, &t->before, path));
     return check_post_ids(t, &t->after, path);
 }
 
-enum err json_tokenizer_open(struct json_tokenizer **out, const char *path)
+enum err json_tokenizer_open(struct json_tokenizer **out, const char *path,
+                             const struct added_token *beside, size_t n)
 {
     struct json_tokenizer *t = NULL;
     json_t *root = NULL;
@@ -353,7 +387,11 @@ enum err json_tokenizer_open(struct json_tokenizer **out, const char *path)
     TRY(json_load_table(&root, &lost_keys, path, MAX_FILE_BYTES));
     enum err err = mem_calloc(&t, 1, sizeof(*t));
     if (!err)
-        err = parse_all(t, root, lost_keys, path);
+        err = parse_steps(t, root, lost_keys, path);
+    if (!err)
+        err = complete_added(t, beside, n, path);
+    if (!err)
+        err = parse_ends(t, root, path);
     json_decref(root);
     if (err)
         json_tokenizer_close(&t);

@@ -29,16 +29,18 @@ struct json_tokenizer {
     struct decoder decoder;
 };
 
-/* Adds those of n tokens that are missing in tokenizer.json; the first one of a content is
- * kept. A token without an id (-1) takes that of the vocabulary, and is ignored if there is
- * none. Contents are copied. ERR_FORMAT with a message without a file name; ERR_SUPPORT
+/* Adds those of n tokens that are missing to one without a tokenizer.json; the first one of a
+ * content is kept. A token without an id (-1) takes that of the vocabulary, and is ignored if
+ * there is none. Contents are copied. ERR_FORMAT with a message without a file name; ERR_SUPPORT
  * beyond the limits of the steps; ERR_MEMORY. */
 enum err json_tokenizer_add(struct json_tokenizer *t, const struct added_token *a,
                             size_t n);
 
-/* Opens the file at path, which starts every message. Errors: ERR_FORMAT, ERR_SUPPORT,
- * ERR_MEMORY. */
-enum err json_tokenizer_open(struct json_tokenizer **out, const char *path);
+/* Opens the file at path, which starts every message, with the n tokens of the files beside
+ * it, as json_tokenizer_add() adds them; the flags of one that decides replace those of
+ * its content here. Errors: ERR_FORMAT, ERR_SUPPORT, ERR_MEMORY. */
+enum err json_tokenizer_open(struct json_tokenizer **out, const char *path,
+                             const struct added_token *beside, size_t n);
 void json_tokenizer_close(struct json_tokenizer **t);
 
 /* Appends the ids of s, which is valid UTF-8, without those that the post-processor
