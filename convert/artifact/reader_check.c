@@ -3,7 +3,9 @@
  * Compares the files of an artifact with its manifest. */
 #include "convert/artifact/reader_check.h"
 
+#include "convert/format/artifact_names.h"
 #include "kernels/base/bytes.h"
+#include "kernels/base/log.h"
 #include "kernels/base/mem.h"
 #include "kernels/tensor/host_finite.h"
 
@@ -123,6 +125,25 @@ enum err reader_check_config(const struct artifact *a)
     return check_file_crc(a, f);
 }
 
+/* Names files of a tokenizer that somebody has put there: they are read and exported like those of
+ * the manifest, but no size or checksum tells whether they are the model's. */
+static enum err warn_unlisted(const struct artifact *a)
+{
+    const char *name;
+    for (size_t i = 0; (name = artifact_copied_name(i)); i++) {
+        char *path = NULL;
+        TRY(file_join(&path, a->dir, name));
+        if (file_exists(path) && !manifest_knows_file(a->manifest, name))
+            log_warn(
+                "%s: is used, but the manifest does not list it, so that nothing tells "
+                "whether it is the model's; to have it checked, put it beside the "
+                "checkpoint and make the artifact again",
+                path);
+        mem_free(path);
+    }
+    return OK;
+}
+
 enum err reader_check_manifest(const struct artifact *a, bool check_crc)
 {
     const struct manifest *m = a->manifest;
@@ -138,7 +159,7 @@ enum err reader_check_manifest(const struct artifact *a, bool check_crc)
     for (size_t k = 0; k < m->n_files && !err && check_crc; k++)
         if (a->file[k])
             err = check_tensor_file(a, k);
-    return err;
+    return err ? err : warn_unlisted(a);
 }
 
 static enum err check_finite(const struct st_file *f, const struct st_tensor *t)

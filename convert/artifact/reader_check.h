@@ -31,7 +31,8 @@ struct artifact {
 enum err reader_bind(struct artifact *a);
 /* Checks that config.json matches the manifest; before its content is used. */
 enum err reader_check_config(const struct artifact *a);
-/* Compares file sizes and tensors with the manifest, and CRCs if check_crc. */
+/* Compares file sizes and tensors with the manifest, and CRCs if check_crc. Warns of files of a
+ * tokenizer that the manifest lacks. */
 enum err reader_check_manifest(const struct artifact *a, bool check_crc);
 /* Checks that no value of an F32, F16 or BF16 tensor is NaN or infinite. */
 enum err reader_check_finite(const struct artifact *a);
