@@ -251,6 +251,11 @@ def test_mixture(b):
     assert abs(b.nll("mixture", "--state", "mixture.state")[0] - b.nll("mixture-q")[0]) <= 1e-5
     text = b.said("export", "mixture-q", "--format", "gguf", "-o", "mixture.gguf")
     assert "llama.cpp's cache of type q4_0" in text, text
+    warning = "calibrates for `wkvq fold`, which writes no checkpoint of a mixture of experts"
+    for model, bits, want in (("mixture", 16, True), ("mixture", 4, False), ("m", 16, False)):
+        settings = sets(*SMALL, f"weights.bits={bits}", "kv.target=llama.cpp-q4_0")
+        said = b.said("calibrate", model, "--data", "t.txt", *settings, "-o", "none", "--plan")
+        assert (warning in said) == want, (model, bits, said)
     fp8 = sets(*SMALL, "refine.samples=0", "kv.target=fp8", "weights.group_size=32")
     b.run("quantize", "mixture", "--data", "t.txt", *fp8, "-o", "mixture-fp8", "-q")
     b.run("export", "mixture-fp8", "--format", "compressed-tensors", "-o", "mixture-ct")

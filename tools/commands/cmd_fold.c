@@ -100,7 +100,7 @@ const struct command cmd_fold = {
         "Writes a checkpoint that computes the same, and whose values the engine's cache "
         "quantizes better: smoothing and shift, learned in the basis of that cache, are "
         "in v_proj, o_proj and their biases (docs/method.md). Quantize it afterwards with "
-        "the same kv.target.\n\n"
+        "the same kv.target. Mixtures of experts cannot be folded.\n\n"
         "  wkvq calibrate MODEL --data text.txt -o MODEL.fold --set weights.bits=16 \\\n"
         "      --set kv.target=llama.cpp-q4_0\n"
         "  wkvq fold MODEL --state MODEL.fold -o MODEL-folded\n",

@@ -95,6 +95,18 @@ static void report_cache(const struct job *j)
     }
 }
 
+/* Warns before the calibration of what a fold will refuse behind it. Nothing else takes the
+ * smoothing and shift of values that are calibrated beside weights of 16 bits. */
+static void report_fold(const struct job *j)
+{
+    const struct weight_spec w = recipe_weight_spec(&j->recipe);
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    if (j->arch.n_experts && !weight_quantizes(&w) && kv_target_folds(kv.target))
+        log_warn("kv.target %s with weights of 16 bits calibrates for `wkvq fold`, which "
+                 "writes no checkpoint of a mixture of experts",
+                 kv_target_name[kv.target]);
+}
+
 enum err preflight_shapes(const struct job *j)
 {
     const enum err err = arch_check_length(&j->arch, j->recipe.seqlen);
@@ -102,6 +114,7 @@ enum err preflight_shapes(const struct job *j)
         return err_add(err, "calibration.seqlen: ");
     report_weight_groups(j);
     report_cache(j);
+    report_fold(j);
     if (j->recipe.crr_blocks >= j->arch.n_layers)
         log_info("crr.blocks: %" PRId64 ", but the model has %" PRId64 " blocks; the loss "
                  "uses as many as exist",
