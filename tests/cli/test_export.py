@@ -262,13 +262,15 @@ def test_taken_names(b):
 
 
 def test_damaged_rest(b):
-    """A copied tensor that is not finite ends a run before it calibrates, not when it writes."""
+    """A copied tensor that is not finite ends a run before it calibrates, not when it writes. What copies nothing does not read it."""
     model, out = b.place("damaged"), b.place("artifact")
     tiny.make_model(model, num_hidden_layers=1)
     have = [(n, *t) for n, t in reader.read_safetensors(model / "model.safetensors").items()]
     tiny.write_safetensors(model / "model.safetensors", have + [("model.extra", "F32", [1], struct.pack("<f", float("nan")))])
     said = b.run("calibrate", model, "--data", b.text, "-o", out, "--set", "calibration.seqlen=32", want=2).stderr.decode()
     assert "tensor model.extra: element 0 is nan" in said and not out.exists(), said
+    b.run("calibrate", model, "--data", b.text, "-o", out, "--set", "calibration.seqlen=32", "--plan")
+    b.run("eval", model, "--data", b.text, "--ctx", 32, "--windows", 1, "-q")
 
 
 def test_empty(b):

@@ -143,7 +143,6 @@ enum err job_open_model(struct job *j)
     TRY(given ? open_given(j) : hf_open(&j->model, j->model_dir));
     j->arch = *hf_arch(j->model);
     TRY(finite_ends(hf_source(j->model)));
-    TRY(hf_check_rest(j->model));
     if (j->full)
         TRY(finite_ends(hf_source(j->full)));
     TRY(mix_check_layers(j->recipe.kv_mix, j->arch.n_layers, ERR_USAGE, "kv.mixed"));

@@ -329,7 +329,8 @@ enum err stage_prepare(bool *planned, struct job *j, const char *state_dir)
     TRY(hf_rotate_values(j->model, &kv));
     TRY(job_read_text(j));
     TRY(job_draw_windows(j));
-    return stage_plan(planned, j, state_dir);
+    TRY(stage_plan(planned, j, state_dir));
+    return *planned ? OK : hf_check_rest(j->model);
 }
 
 enum err stage_check_disk(struct job *j, const char *state_dir, const char *out_dir)
