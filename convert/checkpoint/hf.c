@@ -7,11 +7,11 @@
 #include "convert/checkpoint/hf_fold.h"
 #include "convert/checkpoint/hf_fused.h"
 #include "convert/checkpoint/hf_given.h"
+#include "convert/checkpoint/hf_rest.h"
 #include "convert/format/tensor_names.h"
 
 #include "kernels/base/log.h"
 #include "kernels/base/mem.h"
-#include "kernels/tensor/host_finite.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -227,42 +227,17 @@ static enum err take_ends(struct hf_model *m)
     return OK;
 }
 
-/* Returns true for a tensor that is not needed: frequencies that follow from config.json,
- * and a tied head. */
-static bool is_redundant(const struct hf_model *m, const char *name)
+static struct hf_rest rest_of(const struct hf_model *m)
 {
-    return strstr(name, "rotary_emb.inv_freq") || (m->arch.tied && !strcmp(name, HEAD));
-}
-
-/* Logs extra tensors. Nothing is computed with them, but an artifact has all of a checkpoint. */
-static void report_extra(const struct hf_model *m)
-{
-    const struct st_tensor *first = NULL;
-    int64_t extra = 0;
-    for (int64_t i = 0; i < m->files.n_places; i++) {
-        const struct st_tensor *t = m->files.by_name[i].t;
-        if (m->taken[i] || is_redundant(m, t->name))
-            continue;
-        first = first ? first : t;
-        extra++;
-    }
-    if (first)
-        log_warn("%s: %" PRId64
-                 " tensors are not part of a \"%s\" model: they are copied, and nothing is "
-                 "computed with them; the first is %s",
-                 m->dir, extra, m->arch.model_type, first->name);
+    return (struct hf_rest){&m->files, m->taken, &m->arch};
 }
 
 enum err hf_check_rest(const struct hf_model *m)
 {
-    for (int64_t i = 0; i < m->files.n_places; i++) {
-        const struct st_tensor *t = m->files.by_name[i].t;
-        const int64_t unit = (int64_t)dtype_bytes(t->dtype);
-        if (!m->taken[i] && t->data && unit && !is_redundant(m, t->name))
-            TRY(host_check_finite(t->name, t->data, t->dtype, (int64_t)t->bytes / unit, 1));
-    }
-    return OK;
+    const struct hf_rest rest = rest_of(m);
+    return hf_rest_check(&rest);
 }
+
 /* --- the source --------------------------------------------------------------------- */
 
 static enum err source_block(void *ctx, int64_t i, struct block_src *out)
@@ -435,7 +410,8 @@ static enum err open_all(struct hf_model *m, const char *dir, const char *wants)
     for (int64_t i = 0; i < m->arch.n_layers; i++)
         TRY(take_block(m, i));
     TRY(refuse_packed_rest(m));
-    report_extra(m);
+    const struct hf_rest rest = rest_of(m);
+    hf_rest_report(&rest, m->dir);
     m->source = (struct model_source){.ctx = m,
                                       .block = source_block,
                                       .ends = source_ends,
