@@ -71,6 +71,9 @@ const struct model_source *hf_source(struct hf_model *m);
  * weights. Views that the source returned before become invalid. ERR_SUPPORT if head_dim
  * does not allow the rotation. */
 enum err hf_rotate_values(struct hf_model *m, const struct kv_spec *kv);
+/* Returns the factor by which Gemma multiplies its embedding: the root of the width, rounded to the
+ * dtype of the weights as transformers' Gemma3TextModel does. Not BF16 or F16: that of F32. */
+double hf_gemma_factor(int64_t width, enum dtype dtype);
 /* Returns ERR_FORMAT if a tensor that is not part of the model, but is copied, holds a NaN or an
  * infinity. Reads all of them once. */
 enum err hf_check_rest(const struct hf_model *m);

@@ -312,6 +312,14 @@ static enum err refuse_gemma(const struct reader *r)
 
 /* Reads what Gemma 3 has beside norms and windows. transformers keeps the factor of the embedding,
  * the root of its width, in the type of the weights. */
+double hf_gemma_factor(int64_t width, enum dtype dtype)
+{
+    const float root = (float)sqrt((double)width);
+    return (double)(dtype == DT_BF16  ? bf16_to_f32(bf16_from_f32(root))
+                    : dtype == DT_F16 ? f16_to_f32(f16_from_f32(root))
+                                      : root);
+}
+
 static enum err read_gemma(struct arch *a, const struct reader *r)
 {
     double scalar = 256;
@@ -321,11 +329,8 @@ static enum err read_gemma(struct arch *a, const struct reader *r)
     TRY(json_get_real(&scalar, r->o, "query_pre_attn_scalar", -1e300, 1e300, r->where));
     FAIL_IF(!(scalar > 0), ERR_FORMAT,
             "%s: query_pre_attn_scalar is %g, want a number above 0", r->where, scalar);
-    const float width = (float)sqrt((double)a->d_model);
     a->attn_scale = 1 / sqrt(scalar);
-    a->embed_scale = (double)(a->dtype == DT_BF16  ? bf16_to_f32(bf16_from_f32(width))
-                              : a->dtype == DT_F16 ? f16_to_f32(f16_from_f32(width))
-                                                   : width);
+    a->embed_scale = hf_gemma_factor(a->d_model, a->dtype);
     a->gain_plus_one = true;
     a->gate = GATE_GELU;
     return OK;

@@ -6,6 +6,8 @@
 
 #include "convert/export/export.h"
 
+#define ROTATED_HEADS 64 /* llama.cpp rotates heads of a multiple of this */
+
 extern const struct export_format export_dense;
 extern const struct export_format export_compressed;
 extern const struct export_format export_awq;

@@ -111,9 +111,6 @@ static void list_lost(char *out, size_t n, const struct export_job *j)
                                      part[i].name);
 }
 
-#define ENGINE_HEADS                                                                       \
-    64 /* llama.cpp rotates keys of a multiple of this; gguf notes the others */
-
 static enum err note_rotation(struct export_job *j)
 {
     if (j->source->kv->rotate & ROTATE_V)
@@ -121,7 +118,7 @@ static enum err note_rotation(struct export_job *j)
                         "The rotation of values is in the weights of v_proj and o_proj"));
     if ((j->source->kv->rotate & ROTATE_K) &&
         (j->format->cache & EXPORT_ENGINE_ROTATES_K) &&
-        j->source->arch->head_dim % ENGINE_HEADS == 0)
+        j->source->arch->head_dim % ROTATED_HEADS == 0)
         TRY(export_note(j, EXPORT_CARRIED,
                         "The engine rotates keys itself when its cache is quantized"));
     return OK;

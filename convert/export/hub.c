@@ -2,6 +2,7 @@
 #include "convert/export/hub.h"
 
 #include "convert/artifact/artifact_files.h"
+#include "convert/checkpoint/hf.h"
 #include "kernels/base/half.h"
 #include "kernels/base/mem.h"
 #include "kernels/base/plural.h"
@@ -13,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define F16_MAX 65504.0f
 #define TABLE_BITS 5 /* up to which a group's values are fewer than its columns */
 
 /* --- the plan ----------------------------------------------------------------------- */
@@ -324,13 +324,6 @@ enum err hub_note_rounded(struct export_job *j, enum dtype to, int64_t *n)
     return OK;
 }
 
-static float rounded(float x, enum dtype to)
-{
-    return to == DT_BF16  ? bf16_to_f32(bf16_from_f32(x))
-           : to == DT_F16 ? f16_to_f32(f16_from_f32(x))
-                          : x;
-}
-
 /* Engines round Gemma's factor of the embedding to torch_dtype, and so did read_gemma(). */
 static enum err note_factor(struct export_job *j, const char *torch_dtype)
 {
@@ -338,7 +331,7 @@ static enum err note_factor(struct export_job *j, const char *torch_dtype)
     const enum dtype to = !strcmp(torch_dtype, "float16")    ? DT_F16
                           : !strcmp(torch_dtype, "bfloat16") ? DT_BF16
                                                              : DT_F32;
-    const double factor = (double)rounded((float)sqrt((double)a->d_model), to);
+    const double factor = hf_gemma_factor(a->d_model, to);
     if (a->family != ARCH_GEMMA3 || factor == a->embed_scale)
         return OK;
     return export_note(

@@ -9,6 +9,8 @@
 #include "convert/export/export.h"
 #include "convert/output/out_plan.h"
 
+#define F16_MAX 65504.0f /* beyond it a value is infinite in float16 */
+
 /* A module of the exported checkpoint: a projection, the embedding, the head, or several
  * projections that the family's checkpoints have in one (hf_fused.h). */
 struct hub_module {

@@ -8,7 +8,6 @@
 
 #include <math.h>
 
-#define F16_MAX 65504.0f
 #define HEAD_BITS 4 /* up to which a head is packed: engines have kernels for 4 bits */
 
 /* Returns how many of embedding and head, from the first on, are stored as values. */

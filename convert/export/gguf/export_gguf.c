@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * GGUF, one file: llama.cpp and what is built on it. */
+#include "convert/checkpoint/hf.h"
 #include "convert/export/export_formats.h"
 #include "convert/export/gguf/gguf_blocks.h"
 #include "convert/export/gguf/gguf_keys.h"
@@ -15,7 +16,6 @@
 
 #define PIECE_BYTES ((int64_t)4 << 20)   /* written at a time */
 #define CHUNK_VALUES ((int64_t)64 << 10) /* packed by one thread at a time */
-#define ROTATED_HEADS 64                 /* llama.cpp rotates heads of a multiple of this */
 
 /* --- what becomes of the weights ---------------------------------------------------- */
 
@@ -211,8 +211,8 @@ static enum err note_experts(struct export_job *j)
 static enum err note_embed_scale(struct export_job *j)
 {
     const struct arch *a = j->source->arch;
-    const double whole = sqrt((double)a->d_model);
-    return a->family == ARCH_GEMMA3 && (float)a->embed_scale != (float)whole
+    const double whole = hf_gemma_factor(a->d_model, DT_F32);
+    return a->family == ARCH_GEMMA3 && a->embed_scale != whole
                ? export_note(
                      j, EXPORT_CHANGED,
                      "The factor of the embedding is %.8g, because llama.cpp does not "
