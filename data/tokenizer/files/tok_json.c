@@ -290,8 +290,8 @@ static void take_flags(struct added_token *to, const struct added_token *from)
     to->special = from->special;
 }
 
-/* Adds a token of a file beside this one. The content's first token is kept, with the flags of one
- * that decides, as the reference adds a known token again if a flag differs. */
+/* Adds a token of a file beside this one. A known token keeps its id, and takes the flags of one
+ * that decides: the reference adds a known token again if a flag differs. */
 static enum err add_token(struct json_tokenizer *t, const struct added_token *a)
 {
     struct added_token own = *a, *known = find_added(t, a->content);
