@@ -36,17 +36,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import foreign
 import tiny
+from forge import agree, sealed
 
 TIMEOUT_S = 120
 STATE_SETTINGS = ["calibration.seqlen=32", "calibration.samples=2", "calibration.epochs=1",
                   "crr.blocks=1"]
-
-
-def sealed(doc):
-    """A manifest with the checksum of its new text."""
-    doc.pop("manifest_crc32", None)
-    text = json.dumps(doc).encode()[:-1] + b",\n"
-    return text + b'"manifest_crc32":"%08x"\n}\n' % zlib.crc32(text)
 
 
 class Scratch:
@@ -225,21 +219,7 @@ class Scratch:
 
     def make_agree(self, name):
         """agree DIR: correct an artifact's manifest for all its files and tensors."""
-        path = self.at(name) / "manifest.json"
-        doc = json.loads(path.read_text())
-        for file, entry in doc["files"].items():
-            data = self.at(name).joinpath(file).read_bytes()
-            entry.update(bytes=len(data), crc32=f"{zlib.crc32(data):08x}")
-            if file.endswith(".safetensors"):
-                (size,) = struct.unpack_from("<Q", data)
-                header = json.loads(data[8:8 + size])
-                for tensor, t in header.items():
-                    begin, end = t.get("data_offsets", (0, 0))
-                    crc = zlib.crc32(data[8 + size + begin:8 + size + end])
-                    if tensor in doc["tensors"]:
-                        doc["tensors"][tensor].update(bytes=end - begin, crc32=f"{crc:08x}",
-                                                      dtype=t["dtype"], shape=t["shape"])
-        path.write_bytes(sealed(doc))
+        agree(self.at(name))
 
     def make_manifest(self, name, path, value="-"):
         """manifest DIR A.B.0 [JSON]: like set, and with a correct CRC-32 at the end."""

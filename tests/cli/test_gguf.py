@@ -11,10 +11,10 @@ import pathlib
 import shutil
 import struct
 import sys
-import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "convert"))
 import check_artifact as artifact_reader  # noqa: E402
+import forge  # noqa: E402
 import gguf_bench  # noqa: E402
 import gguf_reader  # noqa: E402
 import harness  # noqa: E402
@@ -310,28 +310,6 @@ def test_gemma3(bench):
 # --- the shift of values --------------------------------------------------------------------------------------
 
 
-def change(folder, ending, form, value):
-    """Replaces every number x of the tensors with this ending of an artifact by value(x), and its checksums with them."""
-    path, manifest = folder / "model.safetensors", json.loads((folder / "manifest.json").read_text())
-    raw = bytearray(path.read_bytes())
-    n = struct.unpack_from("<Q", raw)[0]
-    text = (folder / "manifest.json").read_text()
-    for name, t in json.loads(raw[8:8 + n]).items():
-        if not name.endswith(ending):
-            continue
-        begin, end = (8 + n + o for o in t["data_offsets"])
-        for at in range(begin, end, struct.calcsize(form)):
-            struct.pack_into(form, raw, at, value(struct.unpack_from(form, raw, at)[0]))
-        old, new = manifest["tensors"][name]["crc32"], f"{zlib.crc32(raw[begin:end]):08x}"
-        text = text.replace(f'"{name}":', "\0", 1)
-        head, tail = text.split("\0")
-        text = head + f'"{name}":' + tail.replace(old, new, 1)
-    text = text.replace(manifest["files"][path.name]["crc32"], f"{zlib.crc32(raw):08x}")
-    body = text[:-30]
-    path.write_bytes(raw)
-    (folder / "manifest.json").write_text(f'{body}"manifest_crc32":"{zlib.crc32(body.encode()):08x}"\n}}\n')
-
-
 def dequantized(a, name, bits, group):
     """Rows of a projection's weight."""
     if bits == 16:
@@ -370,19 +348,19 @@ def test_fold(bench):
         folder = bench.convert(source, "weights.group_size=32", *([f"weights.mixed={mixed}"] if mixed else []))
         more = () if source == bench.model else ("--gguf-pre", "none")
         turn = iter(shifts * 100)
-        change(folder, ".v_shift", "<f", lambda _: next(turn))
+        forge.change_tensors(folder, ".v_shift", "<f", lambda _: next(turn))
         bench.refuse(folder, ["the shift of values", "--kv drop"], *more)
         g = gguf_reader.Gguf(bench.export(folder, "--fold", "v-shift", *more))
         check_folded(Artifact(folder), g)
         plain = gguf_reader.Gguf(bench.export(folder, "--kv", "drop", *more))
         assert all(plain.tensors[n] == t for n, t in g.tensors.items() if not n.endswith("attn_v.bias") and
                    not n.endswith("attn_output.bias")), "another tensor has changed"
-    change(folder, ".v_scale", "<f", lambda _: 2.0)
+    forge.change_tensors(folder, ".v_scale", "<f", lambda _: 2.0)
     bench.refuse(folder, ["the smoothing of values;"], "--fold", "v-shift", "--gguf-pre", "none")
     text = bench.run("export", folder, "--format", "awq", "--fold", "v-shift", "-o", bench.place("x"), "-q", want=2).stderr
     assert "--format gguf can" in text, text
     qwen = bench.convert(golden / "qwen2", "weights.bits=16")
-    change(qwen, ".v_shift", "<f", lambda _: 1.0)
+    forge.change_tensors(qwen, ".v_shift", "<f", lambda _: 1.0)
     bench.refuse(qwen, ["needs a bias of o_proj", "qwen2"], "--fold", "v-shift", "--gguf-pre", "none")
 
 
