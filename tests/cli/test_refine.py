@@ -8,6 +8,7 @@ import signal
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import forge
 import harness
 import tiny
 from test_pipeline import RECIPE, Fixture, wait_for_event
@@ -79,6 +80,12 @@ def test_state_of_another_calibration(f):
             report = json.loads(f.run("verify", name, "--state", name + ".state", "--json", "-j1", *more).stdout)
             assert report["passed"] and report["weights_compared"] > 0, report
             assert (report["parts"]["weights"] == "pass") == bool(more), report
+    for ending, form, differing in ((".qweight", "B", 48 * 32 // 2), (".scales", "<H", 48 * 3), (".zeros", "B", 48 * 2)):
+        shutil.rmtree(f.path / "damaged", ignore_errors=True)
+        shutil.copytree(f.path / "codes", f.path / "damaged")
+        forge.change_tensors(f.path / "damaged", "1.mlp.up_proj" + ending, form, lambda x: x ^ 1)
+        done = f.run("verify", "damaged", "--state", "codes.state", "-j1", want=3)
+        assert f"1.mlp.up_proj.qweight: {differing} scales, zeros or codes are not the state's".encode() in done.stderr, done.stderr
     f.run("convert", "model", "-o", "nearest", "-q", *harness.words(RECIPE[3:5]))
     refuse_state(f, "nearest", "one.state", wanted="its manifest names no calibration")
 
