@@ -308,17 +308,18 @@ static enum err set_choices(struct recipe *r, const struct tune *t)
     return OK;
 }
 
-/* Makes a name for the artifact of a configuration: FILE.yaml without its ending. */
-static enum err name_artifact(char **out, const char *path)
+/* Makes a name for what comes of a configuration: FILE.yaml with this ending instead. */
+static enum err name_result(char **out, const char *path, const char *ending)
 {
     const size_t n = strlen(path);
-    TRY(mem_alloc(out, n + sizeof("-wkvq"), 1));
+    TRY(mem_alloc(out, n + strlen(ending) + 1, 1));
     const size_t keep = n > 5 && !strcmp(path + n - 5, ".yaml") ? n - 5 : n;
-    sprintf(*out, "%.*s-wkvq", (int)keep, path);
+    sprintf(*out, "%.*s%s", (int)keep, path, ending);
     return OK;
 }
 
-/* Writes a command that quantizes by the recommended configuration. Release *out with free(). */
+/* Writes a command that quantizes by the recommended configuration; what no artifact can hold is
+ * calibrated, and simulated from the state. Release *out with free(). */
 static enum err next_command(char **out, const struct tune *t, const struct recipe *r,
                              const char *path)
 {
@@ -327,13 +328,14 @@ static enum err next_command(char **out, const struct tune *t, const struct reci
     char *name = NULL;
     FILE *f = open_memstream(out, &n);
     FAIL_IF(!f, ERR_MEMORY, "out of memory for the command");
-    fputs("wkvq quantize", f);
+    const bool packs = recipe_makes_artifact(r);
+    fputs(packs ? "wkvq quantize" : "wkvq calibrate", f);
     sweep_put_word(f, t->sweep.model_dir);
     fputs(" --config", f);
     sweep_put_word(f, path);
     err = sweep_put_text(f, &t->sweep, &r->data);
     if (!err)
-        err = name_artifact(&name, path);
+        err = name_result(&name, path, packs ? "-wkvq" : ".state");
     if (!err) {
         fputs(" -o", f);
         sweep_put_word(f, name);

@@ -183,6 +183,9 @@ struct weight_spec recipe_weight_spec(const struct recipe *r);
 struct kv_spec recipe_kv_spec(const struct recipe *r);
 /* Returns whether the keys or values of any layer are quantized. */
 bool recipe_quantizes_kv(const struct recipe *r);
+/* Returns whether an artifact can hold the cache's settings; others are calibrated, then simulated
+ * or folded. */
+bool recipe_makes_artifact(const struct recipe *r);
 /* Returns ERR_SUPPORT for settings that only the simulation supports. */
 enum err recipe_check_runtime(const struct recipe *r);
 /* The same, and for settings that an artifact must have for the packed runtime to follow them. */

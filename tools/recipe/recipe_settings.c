@@ -23,13 +23,28 @@ int64_t recipe_eval_samples(const struct recipe *r)
     return n < r->samples ? n : 0;
 }
 
+static bool keys_by_channel(const struct recipe *r)
+{
+    return recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL;
+}
+
+static bool learns_fold(const struct recipe *r)
+{
+    return r->target && r->kv_method == KV_CHANNEL_TOKEN;
+}
+
+bool recipe_makes_artifact(const struct recipe *r)
+{
+    return !keys_by_channel(r) && !learns_fold(r);
+}
+
 enum err recipe_check_runtime(const struct recipe *r)
 {
-    FAIL_IF(recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
+    FAIL_IF(keys_by_channel(r), ERR_SUPPORT,
             "kv.method is channel, but the packed runtime quantizes per token; simulate "
             "it by `wkvq calibrate`, then `wkvq eval --state`");
     FAIL_IF(
-        r->target && r->kv_method == KV_CHANNEL_TOKEN, ERR_SUPPORT,
+        learns_fold(r), ERR_SUPPORT,
         "kv.target is %s and no weights are quantized, so smoothing and shift of values are "
         "learned for the weights: let `wkvq calibrate` do so, then `wkvq fold`",
         kv_target_name[r->target]);
@@ -109,11 +124,11 @@ enum err recipe_check_refine(const struct recipe *r)
             "refine.samples to 0",
             (int)r->activation_bits);
     FAIL_IF(
-        recipe_quantizes_kv(r) && r->kv_method == KV_CHANNEL, ERR_SUPPORT,
+        keys_by_channel(r), ERR_SUPPORT,
         "kv.method is channel, but refinement simulates a cache quantized per token; set "
         "refine.samples to 0");
     FAIL_IF(
-        r->target && r->kv_method == KV_CHANNEL_TOKEN, ERR_SUPPORT,
+        learns_fold(r), ERR_SUPPORT,
         "kv.target is %s and no weights are quantized: there is a fold to learn, but nothing "
         "to refine; set refine.samples to 0",
         kv_target_name[r->target]);
