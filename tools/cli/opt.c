@@ -338,8 +338,8 @@ enum err opt_need_utf8(const struct args *a, const char *what)
     for (int i = 1; i < a->argc; i++) {
         const char *text = a->argv[i];
         FAIL_IF(!holds_prompt(a, text) && !utf8_valid(text, strlen(text)), ERR_USAGE,
-                "%s: the argument '%s' is not UTF-8, and JSON cannot hold it; rename the "
-                "file, or reach it through a link with such a name",
+                "%s: the argument '%s' is not UTF-8, and JSON cannot hold it; give "
+                "text in UTF-8, and if it names a file, rename that or make a link to it",
                 what, text);
     }
     return OK;
