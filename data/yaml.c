@@ -217,8 +217,9 @@ enum err yaml_load_file(struct yaml **out, const char *path)
 {
     char *text = NULL;
     size_t n = 0;
-    TRY(file_read_all(&text, &n, path, FILE_MAX));
-    const enum err err = yaml_parse_text(out, text, n, path);
+    enum err err = file_read_all(&text, &n, path, FILE_MAX);
+    if (!err)
+        err = yaml_parse_text(out, text, n, path);
     mem_free(text);
     return err == ERR_FORMAT ? ERR_USAGE : err;
 }

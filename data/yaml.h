@@ -26,8 +26,8 @@ struct yaml {
 /* Parses n bytes; where starts the messages ("w4.yaml: line 3: ..."). An empty text gives
  * an empty map. The caller frees *out with yaml_free(). Errors: ERR_FORMAT, ERR_MEMORY. */
 enum err yaml_parse_text(struct yaml **out, const char *text, size_t n, const char *where);
-/* Does the same with a file that a person typed, and is to correct: ERR_USAGE for ERR_FORMAT. Also
- * the errors of file_read_all(). */
+/* Does the same with a file that a person typed, and is to correct: ERR_USAGE for ERR_FORMAT, also
+ * for one of more than 1 MiB. Also the other errors of file_read_all(). */
 enum err yaml_load_file(struct yaml **out, const char *path);
 void yaml_tree_free(struct yaml **y); /* accepts NULL */
 /* An inline function, because libyaml exports an internal function of this name and would
