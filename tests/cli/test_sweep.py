@@ -88,6 +88,7 @@ def test_results(f):
         table = list(csv.DictReader(file))
     assert [t["name"] for t in table] == list(rows)
     assert all(close(float(t["ppl"]), rows[t["name"]]["ppl"]) for t in table)
+    assert [t["hash"] for t in table] == [row["hash"] for row in rows.values()]
 
 
 def test_what_was_run(f):

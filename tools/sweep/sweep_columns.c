@@ -200,13 +200,15 @@ static enum err csv_row(struct file_writer *w, const json_t *row,
     static const char *const columns[] = {"ppl",     "stderr", "nll",    "weight_bits",
                                           "kv_bits", "bytes",  "seconds"};
     const bool verified = json_is_true(json_object_get(row, "verified"));
+    const char *hash = json_string_value(json_object_get(row, "hash"));
     TRY(csv_text(w, json_string_value(json_object_get(row, "name"))));
     for (size_t i = 0; i < ARRAY_LEN(columns); i++) {
         const json_t *v = json_object_get(row, columns[i]);
         TRY(csv_number(w, json_is_number(v) ? json_number_value(v) : NAN));
     }
     TRY(csv_set(w, json_object_get(row, "set")));
-    TRY(file_printf(w, ",%s", sweep_fault_of(row) ? "no" : verified ? "yes" : ""));
+    TRY(file_printf(w, ",%s,", sweep_fault_of(row) ? "no" : verified ? "yes" : ""));
+    TRY(csv_text(w, hash ? hash : ""));
     for (int i = 0; i < c->n; i++) {
         const struct estimate x = sweep_column_value(c, i, row);
         TRY(csv_number(w, x.mean));
@@ -220,8 +222,8 @@ static enum err csv_rows(struct file_writer *w, const json_t *rows,
 {
     size_t i;
     json_t *row;
-    TRY(file_printf(w,
-                    "name,ppl,stderr,nll,weight_bits,kv_bits,bytes,seconds,set,verified"));
+    TRY(file_printf(w, "name,ppl,stderr,nll,weight_bits,kv_bits,bytes,seconds,set,"
+                       "verified,hash"));
     for (int k = 0; k < c->n; k++)
         TRY(file_printf(w, ",%s,%s_stderr", c->item[k].head, c->item[k].head));
     TRY(file_printf(w, "\r\n"));
