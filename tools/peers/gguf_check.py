@@ -8,6 +8,7 @@
     gguf_check.py cache      ARTIFACT TEXT [OTHER]
     gguf_check.py models     tests/golden/models
     gguf_check.py tokenizers tests/golden/tok
+    gguf_check.py words      tests/golden/tok [NAME=PRE...]
 
 tokens compares ids with those of `wkvq tokenize`, on each string of a JSON list and on whole files.
 generate prints 24 tokens, chosen greedily. perplexity is over the second half of each of WINDOWS
@@ -17,18 +18,24 @@ cache of an artifact's kv.target, simulated by `wkvq eval` and in llama.cpp, whi
 fails if the two differ by more than a fifth of what that cache costs, or without it by more than 1e-5; with another
 artifact also the losses of both in llama.cpp, paired. models exports every model, unquantized,
 and compares logits with those of transformers. tokenizers exports every tokenizer and compares ids with
-those of its reference, on texts in NFC without the names of special tokens. In files of longrope, models moves the end of the short factors beyond llama.cpp's least context. Environment: WKVQ (the program), WINDOWS (4),
+those of its reference, on texts in NFC without the names of special tokens. words does so for texts in many scripts, with every
+pair of bytes as a token, so that another word gives other ids; NAME=PRE exports tests/golden/tok/NAME with --gguf-pre PRE
+(it takes the package tokenizers). In files of longrope, models moves the end of the short factors beyond llama.cpp's least context. Environment: WKVQ (the program), WINDOWS (4),
 WINDOW (512), LIMIT (0.03), THREADS (1). Exits with 77 without the package llama-cpp-python."""
 import ctypes
 import json
 import math
 import os
 import pathlib
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import unicodedata
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/cli"))
+import tiny  # noqa: E402
 
 try:
     import llama_cpp as lc
@@ -285,8 +292,6 @@ NAMES = ("<unk>", "<s>", "</s>", "<|im_", "[MASK]")
 
 def check_tokenizers(folder):
     folder, bad = pathlib.Path(folder), 0
-    sys.path.insert(0, str(folder.parent.parent / "cli"))
-    import tiny
     texts = json.loads((folder / "texts.json").read_text())
     with tempfile.TemporaryDirectory() as work:
         for source in sorted(f for f in folder.iterdir() if f.is_dir()):
@@ -306,7 +311,64 @@ def check_tokenizers(folder):
     return 1 if bad else 0
 
 
+SCRIPTS = {"ASCII": (0x20, 0x7e), "Latin": (0xa0, 0x17f), "Greek": (0x370, 0x3ff), "Cyrillic": (0x400, 0x4ff),
+           "Hebrew": (0x590, 0x5ff), "Arabic": (0x600, 0x6ff), "Devanagari": (0x900, 0x97f), "Thai": (0xe00, 0xe7f),
+           "punctuation": (0x2000, 0x206f), "symbols": (0x2190, 0x2bff), "kana": (0x3040, 0x30ff), "Han": (0x4e00, 0x9fff),
+           "Hangul": (0xac00, 0xd7a3), "emoji": (0x1f300, 0x1f6ff)}
+
+
+def random_text(rng, low, high):
+    """Characters of one script among those that expressions look for."""
+    text = "".join(rng.choice([" ", "\n", "a", "B", "1", ".", "'s"]) if rng.random() < 0.25 else chr(rng.randint(low, high))
+                   for _ in range(rng.randrange(4, 40)))
+    return unicodedata.normalize("NFC", "".join(c for c in text if unicodedata.category(c) != "Cn"))
+
+
+def pairs_tokenizer(source):
+    """The tokenizer's steps with every pair of bytes as a token: another end of a word moves the pairs behind it."""
+    chars = tiny.byte_characters()
+    one, pairs = [chars[b] for b in range(256)], [(chars[a], chars[b]) for a in range(256) for b in range(256)]
+    vocab = {text: i for i, text in enumerate([*one, *("".join(p) for p in pairs)])}
+    model = {**source["model"], "vocab": vocab, "merges": [list(p) for p in pairs], "ignore_merges": False}
+    return {**source, "added_tokens": [], "normalizer": None, "post_processor": None, "model": model}
+
+
+def same_words(source, work, texts, pre):
+    """Prints how many texts of each kind have the reference's ids. Returns how many have not."""
+    from tokenizers import Tokenizer
+    model, bad = work / source.name, 0
+    content = pairs_tokenizer(json.loads((source / "tokenizer.json").read_text()))
+    tiny.make_model(model, num_hidden_layers=1, vocab_size=len(content["model"]["vocab"]), hidden_size=32)
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    gguf = export(model, work, *(["--gguf-pre", pre] if pre else []))
+    if not gguf:
+        return 0
+    peer, reference = Model(gguf, vocab_only=True), Tokenizer.from_file(str(model / "tokenizer.json"))
+    for kind, list_ in texts.items():
+        wrong = [t for t in list_ if peer.tokens(t) != reference.encode(t, add_special_tokens=False).ids]
+        if wrong:
+            print(f"{source.name}: {kind}: {len(wrong)} of {len(list_)} texts have other ids,", *map(repr, wrong[:2]))
+        bad += len(wrong)
+    print(f"{source.name}: {bad} of {sum(map(len, texts.values()))} texts have other ids")
+    return bad
+
+
+def check_words(folder, *names):
+    folder, rng = pathlib.Path(folder), random.Random(5)
+    texts = {"awkward": [t for t in json.loads((folder / "texts.json").read_text()) if t]}
+    for kind, (low, high) in SCRIPTS.items():
+        texts[kind] = [t for t in (random_text(rng, low, high) for _ in range(200)) if t]
+    chosen = dict(n.split("=") for n in names)
+    bad = 0
+    with tempfile.TemporaryDirectory() as work:
+        for source in sorted(folder.iterdir()):
+            file = source / "tokenizer.json"
+            if file.exists() and b'"ByteLevel"' in file.read_bytes() and (not chosen or source.name in chosen):
+                bad += same_words(source, pathlib.Path(work), texts, chosen.get(source.name))
+    return 1 if bad else 0
+
+
 if __name__ == "__main__":
-    job = {"tokenizers": check_tokenizers, "models": check_models, "tokens": check_tokens, "generate": generate,
+    job = {"tokenizers": check_tokenizers, "words": check_words, "models": check_models, "tokens": check_tokens, "generate": generate,
            "perplexity": perplexity, "cache": check_cache}.get("".join(sys.argv[1:2]))
     sys.exit(job(*sys.argv[2:]) if job else __doc__)
