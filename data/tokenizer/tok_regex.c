@@ -29,6 +29,7 @@
 
 struct regex {
     regex_t *code;
+    char *pattern;
     char *name; /* where it stands, and the pattern, for messages */
 };
 
@@ -106,7 +107,9 @@ enum err regex_open(struct regex **out, const char *pattern, const char *where)
             "%s: a pattern of %zu bytes, the limit is %d", where, strlen(pattern),
             MAX_PATTERN_BYTES);
     TRY(mem_calloc(&r, 1, sizeof(*r)));
-    enum err err = set_name(r, pattern, where);
+    enum err err = mem_strdup(&r->pattern, pattern);
+    if (!err)
+        err = set_name(r, pattern, where);
     if (!err)
         err = compile(r, pattern);
     if (err)
@@ -123,8 +126,14 @@ void regex_close(struct regex **pr)
     if (r->code)
         onig_free(r->code);
     mem_free(r->name);
+    mem_free(r->pattern);
     mem_free(r);
     *pr = NULL;
+}
+
+const char *regex_pattern(const struct regex *r)
+{
+    return r->pattern;
 }
 
 enum err regex_work_open(struct regex_work **out, size_t bytes)

@@ -19,6 +19,9 @@ struct regex; /* opaque, read-only */
 enum err regex_open(struct regex **out, const char *pattern, const char *where);
 void regex_close(struct regex **r); /* accepts NULL */
 
+/* Returns the pattern, borrowed. */
+const char *regex_pattern(const struct regex *r);
+
 /* Working memory for searches one after another, and what they may cost together: time
  * and backtracks are limited in proportion to `bytes`, the length of the whole text. One
  * thread. */

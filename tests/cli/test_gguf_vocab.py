@@ -118,6 +118,8 @@ def test_bytes(cases):
     check_bytes(cases, "smollm2", "smollm", 1, 2, False)
     check_bytes(cases, "qwen2", "qwen2", 7, 1202, False)
     check_bytes(cases, "llama3", "llama-bpe", 1200, 1201, True)
+    for name, pre in (("gpt4", "dbrx"), ("deepseek3", "deepseek-v3"), ("viking", "viking")):
+        assert cases.keys(cases.artifact(name))[0]["pre"] == pre, name
 
 
 def test_ranks(cases):
@@ -304,8 +306,17 @@ def test_refusals(cases):
     cases.refuse(cases.artifact("prefix"), ["is not recognized", "SmolLM", "--gguf-pre NAME"])
     cases.refuse(cases.artifact("unigram"), ["unigram", "supported: BPE"])
     cases.refuse(cases.artifact("unigram_bytes"), ["Unigram", "supported: BPE"])
-    for name in ("gpt4o", "deepseek3", "falcon"):  # as long as nobody has compared llama.cpp's own expressions with them
-        cases.refuse(cases.artifact(name), ["is not recognized", "as gpt-4o or tekken, give --gguf-pre NAME"])
+    for name in ("gpt4o", "tekken", "falcon", "deepseek2"):  # llama.cpp's expressions of these names find other words
+        cases.refuse(cases.artifact(name), ["is not recognized", "give --gguf-pre NAME, as gpt-4o or tekken"])
+    def first_step(**change):
+        source = json.loads((cases.golden / "viking" / "tokenizer.json").read_text())
+        source["pre_tokenizer"]["pretokenizers"][0].update(change)
+        return cases.artifact(tokenizer__json=json.dumps(source))
+
+    written = {"Regex": " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"}
+    assert cases.keys(first_step(pattern=written))[0]["pre"] == "viking"
+    for change in ({"behavior": "Removed"}, {"invert": True}, {"pattern": {"String": " "}}):
+        cases.refuse(first_step(**change), ["is not recognized"])
     charsmap = dict(protobuf(dict(protobuf((cases.golden / "rules" / "tokenizer.model").read_bytes()))[3]))[2]
     spec = delimited(3, delimited(2, charsmap))  # the last normalizer_spec counts
     both = cases.place("normalized.model")

@@ -14,17 +14,47 @@
 
 /* --- byte-level --------------------------------------------------------------------- */
 
-/* The steps that llama.cpp has a name for. Where the steps are the same, names differ in
- * ignore_merges: a word that is a token is then not split. */
+/* A step in front of ByteLevel: one of the two. */
+struct known_step {
+    scan_fn *scan;
+    const char *pattern; /* splits at its matches and at the gaps between them */
+};
+
+/* The steps whose words llama.cpp finds by a name. Where the steps are the same, names differ in
+ * ignore_merges: a word that is a token is then not split. Not among them: "gpt-4o" and "tekken",
+ * which take upper and lower case to be that of ASCII and divide words before a combining mark,
+ * and "falcon", "deepseek-llm" and "deepseek-coder", which find other words than the tokenizers of
+ * these names. */
 static const struct {
-    scan_fn *first; /* a step in front of ByteLevel, or NULL */
+    struct known_step step[3];
     scan_fn *bytes; /* the expression of ByteLevel, or NULL */
     bool ignore_merges;
     const char *name;
 } known[] = {
-    {NULL, scan_gpt2, false, "gpt-2"},        {scan_gpt2, NULL, false, "gpt-2"},
-    {scan_digit, scan_gpt2, false, "smollm"}, {scan_llama3, NULL, true, "llama-bpe"},
-    {scan_llama3, NULL, false, "dbrx"},       {scan_qwen2, NULL, false, "qwen2"},
+    {{{0}}, scan_gpt2, false, "gpt-2"},
+    {{{scan_gpt2}}, NULL, false, "gpt-2"},
+    {{{scan_digit}}, scan_gpt2, false, "smollm"},
+    {{{scan_llama3}}, NULL, true, "llama-bpe"},
+    {{{scan_llama3}}, NULL, false, "dbrx"},
+    {{{scan_qwen2}}, NULL, false, "qwen2"},
+    {{{.pattern = "\\p{N}{1,3}"},
+      {.pattern = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"},
+      {.pattern = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|"
+                  "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|"
+                  "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},
+     NULL,
+     false,
+     "deepseek-v3"},
+    {{{.pattern = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"},
+      {scan_digit}},
+     NULL,
+     false,
+     "viking"},
+    {{{.pattern = " ?[^(\\s|[.,!?\\u2026\\u3002\\uff0c\\u3001\\u0964\\u06d4\\u060c])]+"},
+      {scan_digit}},
+     NULL,
+     false,
+     "viking"}, /* the same characters by their numbers */
 };
 
 /* clang-format off */
@@ -53,18 +83,36 @@ const char *gguf_pre_name(size_t i)
     return i < ARRAY_LEN(names) ? names[i] : NULL;
 }
 
+static bool is_step(const struct pre_step *s, const struct known_step *k)
+{
+    if (s->kind == PRE_SCAN)
+        return k->scan && s->scan == k->scan;
+    return s->kind == PRE_SPLIT && s->regex && k->pattern && !s->invert &&
+           s->behavior == SPLIT_ISOLATED && !strcmp(regex_pattern(s->regex), k->pattern);
+}
+
+/* Returns whether these are the steps in front of the last. Rows that are not used are zero. */
+static bool has_steps(const struct pre_tokenizer *p, const struct known_step *k, int room)
+{
+    int n = 0;
+    while (n < room && (k[n].scan || k[n].pattern))
+        n++;
+    if (n != p->n - 1)
+        return false;
+    for (int i = 0; i < n; i++)
+        if (!is_step(&p->step[i], &k[i]))
+            return false;
+    return true;
+}
+
 const char *gguf_pre_of(const struct json_tokenizer *t)
 {
     const struct pre_tokenizer *p = &t->pre;
-    if (p->n < 1 || p->n > 2)
-        return NULL;
-    const struct pre_step *last = &p->step[p->n - 1], *first = p->n > 1 ? p->step : NULL;
-    if (last->kind != PRE_BYTE_LEVEL || last->prefix_space || p->mapped)
-        return NULL;
-    if (first && first->kind != PRE_SCAN)
+    const struct pre_step *last = p->n ? &p->step[p->n - 1] : NULL;
+    if (!last || last->kind != PRE_BYTE_LEVEL || last->prefix_space || p->mapped)
         return NULL;
     for (size_t i = 0; i < ARRAY_LEN(known); i++)
-        if (known[i].first == (first ? first->scan : NULL) &&
+        if (has_steps(p, known[i].step, ARRAY_LEN(known[i].step)) &&
             known[i].bytes == last->scan && known[i].ignore_merges == t->bpe.ignore_merges)
             return known[i].name;
     return NULL;

@@ -175,9 +175,10 @@ static enum err choose_pre(struct reading *r)
     const char *name = r->pre ? r->pre : gguf_pre_of(t);
     FAIL_IF(
         !name, ERR_SUPPORT,
-        "%s: how it splits text into words is not recognized (recognized: GPT-2, SmolLM, "
-        "Llama 3 and Qwen2, without add_prefix_space); if llama.cpp has a name for it, as "
-        "gpt-4o or tekken, give --gguf-pre NAME",
+        "%s: how it splits text into words is not recognized (recognized: GPT-2, GPT-4, "
+        "SmolLM, Llama 3, Qwen2, DeepSeek-V3 and Viking, without add_prefix_space); if llama.cpp "
+        "has a name for it, give --gguf-pre NAME, as gpt-4o or tekken, which find the same words "
+        "in ASCII and others in most other alphabets",
         r->where);
     FAIL_IF(strlen(name) >= sizeof(r->v->pre), ERR_USAGE, "--gguf-pre %.80s is too long",
             name);
