@@ -5,6 +5,7 @@
  * the mathematics and is not supported is refused, never ignored. */
 #include "convert/checkpoint/hf_config.h"
 #include "convert/checkpoint/hf_experts.h"
+#include "convert/checkpoint/hf_window.h"
 
 #include "convert/format/artifact_spec.h"
 #include "data/json.h"
@@ -16,16 +17,6 @@
 #include <math.h>
 #include <string.h>
 #include <strings.h>
-
-/* Which layers a sliding window is for. */
-enum window_rule {
-    WINDOW_NONE, /* the family has none */
-    WINDOW_ALL,  /* all layers */
-    WINDOW_USED, /* all layers, with use_sliding_window */
-    WINDOW_FROM, /* with use_sliding_window, layer_types or those from max_window_layers on */
-    WINDOW_NO_ROPE, /* with use_sliding_window, layer_types or those without a rope */
-    WINDOW_PATTERN  /* layer_types, or all but each of sliding_window_pattern */
-};
 
 /* Features of a model_type, and the defaults of transformers' configuration class, where 0
  * represents None. */
@@ -58,7 +49,7 @@ static const struct family families[] = {
     {.model_type = "mistral", .architecture = "MistralForCausalLM", .family = ARCH_MISTRAL,
      .hidden = 4096, .ff = 14336, .layers = 32, .heads = 32, .kv = 8, .vocab = 32000,
      .positions = 131072, .window = 4096, .bos = 1, .eos = 2, .theta = 1e4,
-     .window_rule = WINDOW_ALL},
+     .window_rule = WINDOW_LISTED},
     {.model_type = "qwen2", .architecture = "Qwen2ForCausalLM", .family = ARCH_QWEN2,
      .hidden = 4096, .ff = 22016, .layers = 32, .heads = 32, .kv = 32, .vocab = 151936,
      .positions = 32768, .window = 4096, .bos = -1, .eos = -1, .theta = 1e4,
@@ -294,15 +285,14 @@ static enum err read_multipliers(struct arch *a, const struct reader *r)
     return OK;
 }
 
-/* Refuses settings of Gemma 3 that change the mathematics: soft caps of scores and logits, which
- * Gemma 2 has, and attention to later tokens. */
-static enum err refuse_gemma(const struct reader *r)
+/* Refuses soft caps of scores and logits, which Gemma 2 has. */
+static enum err refuse_caps(const struct reader *r)
 {
     static const char *const cap[] = {"attn_logit_softcapping", "final_logit_softcapping"};
-    bool both_ways = false;
     for (size_t i = 0; i < ARRAY_LEN(cap); i++)
         FAIL_IF(hf_is_given(r->o, cap[i]), ERR_SUPPORT,
                 "%s: %s is given; soft caps are not supported", r->where, cap[i]);
+    bool both_ways = false;
     TRY(json_get_bool(&both_ways, r->o, "use_bidirectional_attention", r->where));
     FAIL_IF(both_ways, ERR_SUPPORT,
             "%s: use_bidirectional_attention is true; only causal attention is supported",
@@ -310,8 +300,8 @@ static enum err refuse_gemma(const struct reader *r)
     return OK;
 }
 
-/* Reads what Gemma 3 has beside norms and windows. transformers keeps the factor of the embedding,
- * the root of its width, in the type of the weights. */
+/* transformers keeps the factor of the embedding, the root of its width, in the type of the
+ * weights. */
 double hf_gemma_factor(int64_t width, enum dtype dtype)
 {
     const float root = (float)sqrt((double)width);
@@ -320,12 +310,13 @@ double hf_gemma_factor(int64_t width, enum dtype dtype)
                                       : root);
 }
 
+/* Reads what Gemma 3 has beside norms and windows. */
 static enum err read_gemma(struct arch *a, const struct reader *r)
 {
     double scalar = 256;
     if (!r->f->is_gemma)
         return OK;
-    TRY(refuse_gemma(r));
+    TRY(refuse_caps(r));
     TRY(json_get_real(&scalar, r->o, "query_pre_attn_scalar", -1e300, 1e300, r->where));
     FAIL_IF(!(scalar > 0), ERR_FORMAT,
             "%s: query_pre_attn_scalar is %g, want a number above 0", r->where, scalar);
@@ -334,126 +325,6 @@ static enum err read_gemma(struct arch *a, const struct reader *r)
     a->gain_plus_one = true;
     a->gate = GATE_GELU;
     return OK;
-}
-
-/* --- layers without a rope, sliding windows ------------------------------------------ */
-
-/* Reads a list that must have an entry for each layer. *list is NULL if it is missing. */
-static enum err read_per_layer(json_t **list, const struct arch *a, const struct reader *r,
-                               const char *key)
-{
-    TRY(json_get_array(list, r->o, key, r->where));
-    FAIL_IF(*list && (int64_t)json_array_size(*list) < a->n_layers, ERR_FORMAT,
-            "%s: %s has %zu entries, num_hidden_layers is %" PRId64, r->where, key,
-            json_array_size(*list), a->n_layers);
-    return OK;
-}
-
-/* Reads which layers have no rope: those with a 0 in no_rope_layers, or every layer whose
- * number, counted from 1, the interval divides. */
-static enum err read_no_rope(struct arch *a, const struct reader *r)
-{
-    int64_t interval = 4;
-    json_t *list;
-    if (!r->f->has_no_rope)
-        return OK;
-    TRY(read_per_layer(&list, a, r, "no_rope_layers"));
-    TRY(json_get_int(&interval, r->o, "no_rope_layer_interval", 1, ANY_HI, r->where));
-    for (int64_t i = 0; i < a->n_layers; i++) {
-        const json_t *v = json_array_get(list, (size_t)i);
-        const json_int_t has = list ? json_integer_value(v) : (i + 1) % interval;
-        FAIL_IF(list && (!json_is_integer(v) || has < 0 || has > 1), ERR_FORMAT,
-                "%s: no_rope_layers[%" PRId64 "] is not 1 (with a rope) or 0 (without)",
-                r->where, i);
-        if (!has)
-            layer_set_add(&a->no_rope, i);
-    }
-    return OK;
-}
-
-/* Adds the layers that layer_types calls sliding. */
-static enum err read_layer_types(struct arch *a, const json_t *types, const char *where)
-{
-    for (int64_t i = 0; i < a->n_layers; i++) {
-        const char *kind = json_string_value(json_array_get(types, (size_t)i));
-        FAIL_IF(!kind, ERR_FORMAT, "%s: layer_types[%" PRId64 "] is not a string", where,
-                i);
-        if (!strcmp(kind, "sliding_attention"))
-            layer_set_add(&a->sliding, i);
-        else
-            FAIL_IF(strcmp(kind, "full_attention"), ERR_SUPPORT,
-                    "%s: layer_types[%" PRId64
-                    "] \"%.60s\" is not supported; supported are "
-                    "full_attention and sliding_attention",
-                    where, i, kind);
-    }
-    return OK;
-}
-
-/* Adds the layers of the family's rule. */
-/* Every layer of so many is not a sliding one. */
-static enum err read_pattern(struct arch *a, const struct reader *r)
-{
-    int64_t step = 6;
-    TRY(json_get_int(&step, r->o, "sliding_window_pattern", 1, ANY_HI, r->where));
-    for (int64_t i = 0; i < a->n_layers; i++)
-        if ((i + 1) % step)
-            layer_set_add(&a->sliding, i);
-    return OK;
-}
-
-static enum err read_sliding_layers(struct arch *a, const struct reader *r)
-{
-    const enum window_rule rule = r->f->window_rule;
-    int64_t from = rule == WINDOW_FROM ? 28 : 0;
-    json_t *types = NULL;
-    if (rule == WINDOW_FROM)
-        TRY(json_get_int(&from, r->o, "max_window_layers", 0, ANY_HI, r->where));
-    if (rule != WINDOW_ALL && rule != WINDOW_USED)
-        TRY(read_per_layer(&types, a, r, "layer_types"));
-    if (types)
-        return read_layer_types(a, types, r->where);
-    if (rule == WINDOW_PATTERN)
-        return read_pattern(a, r);
-    for (int64_t i = from; a->sliding_window && i < a->n_layers; i++)
-        if (rule != WINDOW_NO_ROPE || layer_set_has(&a->no_rope, i))
-            layer_set_add(&a->sliding, i);
-    return OK;
-}
-
-/* Refuses layers that layer_types calls sliding without use_sliding_window: transformers
- * then gives them a window or not, depending on its implementation of attention. */
-static enum err check_unused(const struct arch *a, const struct reader *r)
-{
-    struct arch given = *a;
-    json_t *types;
-    TRY(read_per_layer(&types, a, r, "layer_types"));
-    if (!types)
-        return OK;
-    TRY(read_layer_types(&given, types, r->where));
-    for (int64_t i = 0; i < a->n_layers; i++)
-        FAIL_IF(layer_set_has(&given.sliding, i), ERR_SUPPORT,
-                "%s: layer_types[%" PRId64 "] is sliding_attention, but use_sliding_window "
-                "is not true",
-                r->where, i);
-    return OK;
-}
-
-/* Reads the sliding window. The family decides in which layers it applies. */
-static enum err read_sliding(struct arch *a, const struct reader *r)
-{
-    const struct family *f = r->f;
-    bool used = f->window_rule == WINDOW_ALL || f->window_rule == WINDOW_PATTERN;
-    if (f->window_rule == WINDOW_NONE)
-        return OK;
-    if (!used)
-        TRY(json_get_bool(&used, r->o, "use_sliding_window", r->where));
-    if (!used)
-        return f->window_rule == WINDOW_NO_ROPE ? check_unused(a, r) : OK;
-    /* missing: the class's default; null: none */
-    a->sliding_window = json_object_get(r->o, "sliding_window") ? 0 : f->window;
-    TRY(json_get_int(&a->sliding_window, r->o, "sliding_window", 0, ANY_HI, r->where));
-    return read_sliding_layers(a, r);
 }
 
 /* --- the rest ----------------------------------------------------------------------- */
@@ -531,8 +402,9 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
     a.rope_theta = r->f->theta;
     a.rope_theta_sliding = r->f->is_gemma ? 1e4 : 0;
     TRY(hf_read_rope(&a, r->o, r->where, r->f->is_phi));
-    TRY(read_no_rope(&a, r));
-    TRY(read_sliding(&a, r));
+    if (r->f->has_no_rope)
+        TRY(hf_read_no_rope(&a, r->o, r->where));
+    TRY(hf_read_window(&a, r->o, r->where, r->f->window_rule, r->f->window));
     TRY(read_specials(&a, r));
     const enum err err = arch_check(&a);
     if (err)

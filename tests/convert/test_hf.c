@@ -69,6 +69,10 @@ static void test_mistral_defaults(void **state)
     assert_int_equal(a.sliding_window, 0);
     assert_int_equal(a.n_kv, 4);
     assert_false(a.qkv_bias); /* MistralConfig has no such field */
+    a = hf_read("mistral", ",\"num_key_value_heads\":2,\"layer_types\":[\"full_attention\","
+                           "\"sliding_attention\"]");
+    assert_int_equal(arch_reach(&a, 0), 0); /* transformers takes it for a ministral */
+    assert_int_equal(arch_reach(&a, 1), 4096);
     refuse("mistral", "", ERR_FORMAT, "num_key_value_heads", "8"); /* the default, not H */
 }
 
@@ -339,6 +343,8 @@ static const struct {
      "attn_logit_softcapping", "soft caps"},
     {"gemma3_text", ",\"use_bidirectional_attention\":true", ERR_SUPPORT,
      "use_bidirectional_attention", "causal"},
+    {"mistral", ",\"num_key_value_heads\":2,\"layer_types\":[\"full_attention\"]",
+     ERR_FORMAT, "layer_types", "1"},
     {"gemma3_text", ",\"query_pre_attn_scalar\":0", ERR_FORMAT, "query_pre_attn_scalar",
      "above 0"},
     {"gemma3_text", ",\"hidden_activation\":\"silu\"", ERR_SUPPORT, "hidden_activation",
