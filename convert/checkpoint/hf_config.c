@@ -185,6 +185,22 @@ static enum err check_activation(const struct reader *r)
     return OK;
 }
 
+/* Refuses attention to later tokens, which models of embeddings have. transformers reads the first
+ * field in every family, and the second in Gemma's. */
+static enum err check_causal(const struct reader *r)
+{
+    bool causal = true, both_ways = false;
+    TRY(json_get_bool(&causal, r->o, "is_causal", r->where));
+    FAIL_IF(!causal, ERR_SUPPORT,
+            "%s: is_causal is false; only causal attention is supported", r->where);
+    if (r->f->is_gemma)
+        TRY(json_get_bool(&both_ways, r->o, "use_bidirectional_attention", r->where));
+    FAIL_IF(both_ways, ERR_SUPPORT,
+            "%s: use_bidirectional_attention is true; only causal attention is supported",
+            r->where);
+    return OK;
+}
+
 /* --- sizes -------------------------------------------------------------------------- */
 
 enum err hf_read_size(int64_t *out, const json_t *o, const char *key, int64_t otherwise,
@@ -292,11 +308,6 @@ static enum err refuse_caps(const struct reader *r)
     for (size_t i = 0; i < ARRAY_LEN(cap); i++)
         FAIL_IF(hf_is_given(r->o, cap[i]), ERR_SUPPORT,
                 "%s: %s is given; soft caps are not supported", r->where, cap[i]);
-    bool both_ways = false;
-    TRY(json_get_bool(&both_ways, r->o, "use_bidirectional_attention", r->where));
-    FAIL_IF(both_ways, ERR_SUPPORT,
-            "%s: use_bidirectional_attention is true; only causal attention is supported",
-            r->where);
     return OK;
 }
 
@@ -392,6 +403,7 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
     if (!packed)
         TRY(check_unquantized(r));
     TRY(check_activation(r));
+    TRY(check_causal(r));
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));

@@ -343,6 +343,8 @@ static const struct {
      "attn_logit_softcapping", "soft caps"},
     {"gemma3_text", ",\"use_bidirectional_attention\":true", ERR_SUPPORT,
      "use_bidirectional_attention", "causal"},
+    {"gemma3_text", ",\"is_causal\":false", ERR_SUPPORT, "is_causal", "causal attention"},
+    {"qwen3", ",\"is_causal\":false", ERR_SUPPORT, "is_causal", "causal attention"},
     {"mistral", ",\"num_key_value_heads\":2,\"layer_types\":[\"full_attention\"]",
      ERR_FORMAT, "layer_types", "1"},
     {"gemma3_text", ",\"query_pre_attn_scalar\":0", ERR_FORMAT, "query_pre_attn_scalar",
