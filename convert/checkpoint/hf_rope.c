@@ -228,6 +228,29 @@ static enum err read_by_layer(struct arch *a, struct rope_reader *r, const char 
                          r->where);
 }
 
+/* Refuses what transformers reads in a way of its own where kinds of layers differ: it joins both
+ * fields, and ignores rope_parameters that are not by kind. */
+static enum err check_by_layer(const json_t *config, const char *where)
+{
+    json_t *old, *o;
+    TRY(json_get_object(&old, config, "rope_scaling", where));
+    TRY(json_get_object(&o, config, "rope_parameters", where));
+    if (!o || json_object_size(o) == 0)
+        return OK;
+    FAIL_IF(
+        old && json_object_size(old) > 0, ERR_SUPPORT,
+        "%s: rope_scaling and rope_parameters are both given; with this model_type, only "
+        "one of them may be",
+        where);
+    FAIL_IF(
+        !hf_is_given(o, "full_attention") && !hf_is_given(o, "sliding_attention"),
+        ERR_SUPPORT,
+        "%s: rope_parameters: with this model_type, they are supported as full_attention "
+        "and sliding_attention",
+        where);
+    return OK;
+}
+
 /* rope_scaling (transformers 4) wins over rope_parameters (5) unless it is null or empty.
  */
 enum err hf_read_rope(struct arch *a, const json_t *config, const char *where, bool is_phi)
@@ -235,9 +258,11 @@ enum err hf_read_rope(struct arch *a, const json_t *config, const char *where, b
     const char *key = "rope_scaling";
     json_t *o;
     TRY(json_get_real(&a->rope_theta, config, "rope_theta", REAL_LO, REAL_HI, where));
-    if (a->rope_theta_sliding != 0)
+    if (a->rope_theta_sliding != 0) {
+        TRY(check_by_layer(config, where));
         TRY(json_get_real(&a->rope_theta_sliding, config, "rope_local_base_freq", REAL_LO,
                           REAL_HI, where));
+    }
     TRY(read_rotary_share(a, config, where, is_phi));
     TRY(json_get_object(&o, config, key, where));
     if (!o || json_object_size(o) == 0) {

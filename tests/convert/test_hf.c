@@ -345,6 +345,12 @@ static const struct {
      "use_bidirectional_attention", "causal"},
     {"gemma3_text", ",\"is_causal\":false", ERR_SUPPORT, "is_causal", "causal attention"},
     {"qwen3", ",\"is_causal\":false", ERR_SUPPORT, "is_causal", "causal attention"},
+    {"gemma3_text", ",\"rope_parameters\":{\"rope_theta\":700}", ERR_SUPPORT,
+     "rope_parameters", "full_attention"},
+    {"gemma3_text",
+     ",\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":8},\"rope_parameters\":"
+     "{\"full_attention\":{\"rope_theta\":700}}",
+     ERR_SUPPORT, "rope_scaling and rope_parameters", "both"},
     {"mistral", ",\"num_key_value_heads\":2,\"layer_types\":[\"full_attention\"]",
      ERR_FORMAT, "layer_types", "1"},
     {"gemma3_text", ",\"query_pre_attn_scalar\":0", ERR_FORMAT, "query_pre_attn_scalar",
