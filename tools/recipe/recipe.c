@@ -373,6 +373,10 @@ static enum err apply(struct recipe *r, const struct recipe_input *in, bool say)
             ", but kv.past_only is false, which quantizes every token at once; set "
             "kv.past_only to true, or kv.window to 1",
             r->window);
+    FAIL_IF(r->batch > r->samples, ERR_USAGE,
+            "calibration.batch is %" PRId64 ", but calibration.samples is %" PRId64
+            "; set calibration.batch to at most the samples",
+            r->batch, r->samples);
     return OK;
 }
 
