@@ -83,7 +83,7 @@ static enum err open_bench(struct bench *b, struct dev *d, const struct arch *a,
     b->dev = d;
     b->s = s;
     b->arch = *a;
-    b->arch.n_layers = s->crr_blocks + 1;
+    b->arch.n_layers = cost_reach(a, s->crr_blocks, 0) + 1;
     b->same = (struct model_source){.ctx = (void *)(uintptr_t)src, .block = block_zero};
     TRY(arch_check_length(a, s->seqlen));
     TRY(share_open(&b->share, ranks, samples, samples, "the number of samples"));

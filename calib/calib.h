@@ -178,8 +178,8 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s);
 
 /* Seconds of the median of `steps` training steps with crr_blocks blocks after the one in
- * work, following one step of warm-up. Weights are those of block 0 throughout, activations
- * are random. For --plan and `bench calibrate`. */
+ * work, or as many as the model has, following one step of warm-up. Weights are those of
+ * block 0 throughout, activations are random. For --plan and `bench calibrate`. */
 struct calib_bench {
     double step_s;
     /* Duration of the step whose parts follow: the same step, or, on a device that queues

@@ -311,16 +311,18 @@ static void test_bench_has_its_parts(void **state)
     dev_close(&d);
 }
 
-/* A source that records its calls: blocks, releases and prefetches. */
+/* A source that records its calls: blocks and prefetches. */
 struct watched {
     const struct model_source *from;
     bool prefetched[8], asked[8];
+    int64_t calls; /* of block() */
 };
 
 static enum err watched_block(void *ctx, int64_t i, struct block_src *out)
 {
     struct watched *w = ctx;
     w->asked[i] = true;
+    w->calls++;
     return w->from->block(w->from->ctx, i, out);
 }
 
@@ -337,6 +339,28 @@ static void watched_prefetch(void *ctx, int64_t i)
     /* the farthest block is new; the next was read before, but its pages may be gone */
     if (!w->asked[i])
         w->prefetched[i] = true;
+}
+
+/* A measured step has the blocks of a calibration's, of which each is loaded once: what its time
+ * is divided by counts no others. */
+static void test_bench_has_the_blocks_of_the_plan(void **state)
+{
+    const int64_t layers = 3;
+    struct fixture f;
+    struct calib_bench b;
+    struct calib_settings s = tiny_settings();
+    struct dev *d = open_dev("cpu");
+    (void)state;
+    fixture_open(&f, tiny_arch(0, layers), 34);
+    for (int64_t k = 0; k <= layers + 1; k++) {
+        struct watched w = {.from = &f.source};
+        const struct model_source source = {.ctx = &w, .block = watched_block};
+        s.crr_blocks = k;
+        must(calib_bench_step(&b, d, &f.arch, &source, &s, 1, NULL));
+        assert_int_equal(w.calls, cost_reach(&f.arch, k, 0) + 1);
+    }
+    fixture_close(&f);
+    dev_close(&d);
 }
 
 /* Blocks that filling the streams does not read are prefetched before they are needed. */
@@ -380,6 +404,7 @@ int main(void)
         cmocka_unit_test(test_flops_of_fewer_measured_samples),
         cmocka_unit_test(test_flops_of_gptq),
         cmocka_unit_test(test_bench_has_its_parts),
+        cmocka_unit_test(test_bench_has_the_blocks_of_the_plan),
         cmocka_unit_test(test_next_weights_are_announced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
