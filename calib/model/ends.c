@@ -177,8 +177,12 @@ enum err ends_source_open(struct ends_source *s, const struct model_source *from
 {
     struct pool *p = NULL;
     *s = (struct ends_source){.from = from};
-    s->source = (struct model_source){s, source_block, source_ends, source_release,
-                                      source_prefetch};
+    s->source = (struct model_source){.ctx = s,
+                                      .block = source_block,
+                                      .ends = source_ends,
+                                      .release = source_release,
+                                      .prefetch = source_prefetch,
+                                      .makes_blocks = from->makes_blocks};
     TRY(pool_open(&p, threads));
     const enum err err = fill(s, f, p);
     pool_close(&p);

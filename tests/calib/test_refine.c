@@ -127,9 +127,9 @@ static enum err ends_of_making(void *ctx, struct host_mat *embed, struct host_ma
     return m->from.ends(m->from.ctx, embed, norm, head);
 }
 
-static void refine_making(struct making *making, struct model *m)
+static void refine_making(struct making *making, struct model *m, int head_bits)
 {
-    const struct refine_settings s = refine_settings();
+    struct refine_settings s = refine_settings();
     struct memory_refine x;
     struct refine_result out;
     *making = (struct making){.from = m->f.source, .source = m->f.source};
@@ -139,6 +139,7 @@ static void refine_making(struct making *making, struct model *m)
     making->source.release = release_block;
     making->source.makes_blocks = true;
     m->f.source = making->source;
+    s.head.bits = head_bits;
     memory_refine_open(&x);
     must(run(&x, &out, m, &s, "cpu"));
     memory_io_close(&x.m);
@@ -146,7 +147,7 @@ static void refine_making(struct making *making, struct model *m)
 }
 
 /* Made blocks take memory: one exists at a time, none is left, and no step needs one where all
- * projections have codes. */
+ * projections have codes. A quantized head, whose source lies between, changes nothing. */
 static void test_made_blocks_are_released(void **state)
 {
     const int shape[] = {0, 1, 4}; /* plain, with biases, with experts */
@@ -155,19 +156,22 @@ static void test_made_blocks_are_released(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(shape); i++) {
         model_open(&m, shape[i], 4);
-        refine_making(&making, &m);
+        refine_making(&making, &m, 16);
         assert_int_equal(making.most, 1);
         assert_int_equal(making.held, 0);
         assert_int_equal(making.asked, 2 * LAYERS); /* by the student and by the teacher */
         model_close(&m);
     }
-    model_open(&m, 1, 4);
-    qlinear_free(&m.calibrated.block[1].lin[LIN_DOWN]);
-    refine_making(&making, &m);
-    assert_int_equal(making.most, 1);
-    assert_int_equal(making.held, 0);
-    assert_true(making.asked > 2 * LAYERS);
-    model_close(&m);
+    for (int head_bits = 4; head_bits <= 16; head_bits += 12) {
+        model_open(&m, 1, 4);
+        for (int64_t b = 0; b < LAYERS; b++)
+            qlinear_free(&m.calibrated.block[b].lin[LIN_DOWN]);
+        refine_making(&making, &m, head_bits);
+        assert_int_equal(making.most, 1);
+        assert_int_equal(making.held, 0);
+        assert_true(making.asked > 2 * LAYERS);
+        model_close(&m);
+    }
 }
 
 /* Each count just below and just above its range. */
