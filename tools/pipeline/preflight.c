@@ -67,14 +67,30 @@ static void report_kv_group(const struct job *j, int64_t group_size)
                  d, G, d % G);
 }
 
-/* Warns if no block of keys is complete. Keys quantized per channel need a whole block of
- * tokens. */
-static void report_key_block(const struct recipe *r, int64_t group_size)
+/* Returns whether in T tokens a query reads something of a layer's cache quantized. The first
+ * tokens that are quantized together and not all in the sink must be complete, and no longer
+ * recent for the last query. */
+static bool layer_is_read(const struct kv_spec *kv, int64_t layer, int64_t T)
 {
-    if (r->kv_method == KV_CHANNEL && group_size > r->seqlen)
-        log_warn("kv.group_size %" PRId64 " is more than calibration.seqlen %" PRId64
-                 ": no block of keys fills, and the cache stays in full precision",
-                 group_size, r->seqlen);
+    const struct kv_format k = kv_format(kv, layer, KV_K);
+    const int64_t together = kv->method == KV_CHANNEL && k.bits < 16 ? k.group_size : 1;
+    const int64_t end = (kv->sink / together + 1) * together;
+    return end <= T - (kv->past_only ? kv->window : 0);
+}
+
+void preflight_cache(const struct job *j, const char *name, int64_t T)
+{
+    const struct kv_spec kv = recipe_kv_spec(&j->recipe);
+    for (int64_t i = 0; i < j->arch.n_layers; i++) {
+        if (!kv_quantizes_layer(&kv, i) || layer_is_read(&kv, i, T))
+            continue;
+        log_warn("%s is %" PRId64 ", in which no query reads the cache of layer %" PRId64
+                 " quantized (kv.window %" PRId64 ", kv.sink %" PRId64
+                 "%s): nothing learns from its errors; give more tokens",
+                 name, T, i, kv.past_only ? kv.window : 0, kv.sink,
+                 kv.method == KV_CHANNEL ? ", whole blocks of kv.group_size keys" : "");
+        return;
+    }
 }
 
 /* Reports cache formats that differ between keys and values or between layers. */
@@ -89,8 +105,6 @@ static void report_cache(const struct job *j)
             continue;
         if (f.group_size != before[!side])
             report_kv_group(j, f.group_size);
-        if (side == KV_K)
-            report_key_block(&j->recipe, f.group_size);
         before[side] = f.group_size;
     }
 }

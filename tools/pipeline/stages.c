@@ -310,6 +310,10 @@ enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
     TRY(job_open_device(j));
     TRY(dev_attn_check(j->dev, j->arch.head_dim));
     TRY(dev_engine_check(j->dev, recipe_kv_spec(&j->recipe).target));
+    if (!j->only_refines && !j->only_converts)
+        preflight_cache(j, "calibration.seqlen", j->recipe.seqlen);
+    if (recipe_refines(&j->recipe))
+        preflight_cache(j, "refine.seqlen", j->recipe.refine.seqlen);
     TRY(preflight_resources(&plan, j, state_dir));
     if (!*planned)
         return OK;
