@@ -160,8 +160,10 @@ struct calib_plan {
     size_t slot_bytes;   /* device buffers of streams that are stored elsewhere */
     size_t stream_bytes; /* all streams */
     /* Host, whatever the device: values of a quantized embedding, while samples enter, and one
-     * block of given weights, with scales, zeros and codes. */
+     * block of given weights, with scales, zeros and codes, or of rotated ones. */
     size_t host_bytes;
+    /* Host: the block in work as it is saved, once more when a run restores it. */
+    size_t saved_bytes;
     enum stream_place streams;
     int64_t n_streams;
     double flops_per_step; /* of block 0, with one sample: what calib_bench_step times */

@@ -56,6 +56,18 @@ static size_t given_bytes(const struct arch *a, const struct weight_spec *w)
     return block_weights_bytes(a, DT_F32) + codes + 3 * most;
 }
 
+/* Returns the bytes of the largest block that is saved while it trains. Chosen codes, which follow
+ * from learned offsets when a block is handed over, take less. */
+static size_t saved_bytes(const struct arch *a, const struct calib_settings *s)
+{
+    uint64_t most = 0;
+    for (int64_t b = 0; b < a->n_layers; b++) {
+        const uint64_t n = calib_learns(s, b) ? calib_partial_bytes(a, s, b) : 0;
+        most = n > most ? n : most;
+    }
+    return (size_t)most;
+}
+
 enum err calib_plan(struct calib_plan *out, const struct arch *a,
                     const struct calib_settings *s)
 {
@@ -80,6 +92,7 @@ enum err calib_plan(struct calib_plan *out, const struct arch *a,
     if (s->weights.method == WEIGHT_GIVEN)
         p.host_bytes += given_bytes(a, &s->weights);
     p.host_bytes += source_rotated_bytes(a, &s->kv);
+    p.saved_bytes = saved_bytes(a, s);
     p.flops_per_step = cost_step_flops(&p.attention_flops_per_step, a, s, 0);
     p.total_flops = cost_total_flops(a, s);
     *out = p;

@@ -103,6 +103,38 @@ static void test_memory_of_given_weights(void **state)
                                            3 * (32 * 3 + 2 * 16 * 2 + 24 * 2));
 }
 
+/* What a stopped run saves is in memory once more when the next one restores it. */
+static void test_memory_of_saved_blocks(void **state)
+{
+    const enum weight_round round[] = {ROUND_NEAREST, ROUND_LEARNED};
+    struct calib_settings s = tiny_settings();
+    struct calib_plan p, untrained;
+    struct memory_io m;
+    struct fixture f;
+    (void)state;
+    fixture_open(&f, tiny_arch(0, 2), 16);
+    for (int i = 0; i < 2; i++) {
+        size_t saved = 0;
+        s.weights.round = round[i];
+        memory_io_open(&m);
+        for (m.stop_after = 1; !m.n_partial && !m.n_blocks; m.stop_after++) {
+            m.asked = 0;
+            assert_int_equal(run_on("cpu", &m, &f, &s), ERR_STOPPED);
+        }
+        for (int k = 0; k < m.n_partial; k++)
+            saved +=
+                (size_t)tensor_count(&m.partial[k].t) * dtype_bytes(m.partial[k].t.dtype);
+        must(calib_plan(&p, &f.arch, &s));
+        assert_true(saved > 0);
+        assert_int_equal(p.saved_bytes, saved);
+        memory_io_close(&m);
+    }
+    s.weights.method = WEIGHT_RTN, s.weights.round = ROUND_NEAREST, s.kv.learn = false;
+    must(calib_plan(&untrained, &f.arch, &s));
+    assert_int_equal(untrained.saved_bytes, 0);
+    fixture_close(&f);
+}
+
 static int64_t on_gpu(int64_t T, int64_t H, int64_t K, int64_t d, enum dtype act)
 {
     return attn_inside_bytes(&(struct attn_shape){T, H, K, d, act}, 0);
@@ -395,6 +427,7 @@ int main(void)
         cmocka_unit_test(test_memory_of_rotated_values),
         cmocka_unit_test(test_memory_of_a_quantized_embedding),
         cmocka_unit_test(test_memory_of_given_weights),
+        cmocka_unit_test(test_memory_of_saved_blocks),
         cmocka_unit_test(test_memory_of_attention),
         cmocka_unit_test(test_plans_count_attention),
         cmocka_unit_test(test_plans_count_threads),

@@ -12,14 +12,16 @@ static const char *const place_name[] = {"device", "memory", "disk"};
 
 uint64_t plan_fixed_bytes(const struct calib_plan *p)
 {
-    return (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes + p->host_bytes;
+    return (uint64_t)p->weights_bytes + p->acts_bytes + p->params_bytes + p->host_bytes +
+           p->saved_bytes;
 }
 
 static double host_bytes(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     const double streams = p->streams == STREAM_MEMORY ? (double)p->stream_bytes : 0;
-    return streams + (e->own_memory ? (double)p->host_bytes + DEV_UPLOAD_BYTES
+    const double own = (double)p->host_bytes + (double)p->saved_bytes;
+    return streams + (e->own_memory ? own + DEV_UPLOAD_BYTES
                                     : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
@@ -283,6 +285,7 @@ static void print_calibration(const struct plan_estimate *e)
         print_size("memory", host_bytes(e),
                    plan_fits(e) ? ", of which" : ": IT DOES NOT FIT, of which");
         print_parts(p);
+        print_size("  progress", (double)p->saved_bytes, " while it is saved or restored");
         print_size("  streams", (double)p->stream_bytes,
                    p->streams == STREAM_DISK ? " on disk, not in memory" : "");
     }
