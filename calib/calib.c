@@ -400,7 +400,7 @@ static enum err check_range(const struct calibration *c, const float *host, int6
 {
     for (int64_t i = 0; i < 4 * C; i++)
         FAIL_IF(!isfinite(host[i]), ERR_NUMERIC,
-                "block %" PRId64 ": %s are not finite in full precision; look at the "
+                "block %" PRId64 ": %s are not finite in full precision; check the "
                 "checkpoint's values in this block",
                 c->block, i < 2 * C ? "keys" : "values");
     return OK;

@@ -228,7 +228,8 @@ static enum err head_backward(struct pass *p)
     dev_free(p->dev, e.memory);
     mem_free(e.host);
     TRY(err);
-    FAIL_IF(!isfinite(p->loss), ERR_NUMERIC, "the loss of the full-precision model is %g",
+    FAIL_IF(!isfinite(p->loss), ERR_NUMERIC,
+            "the loss of the full-precision model is %g; check the checkpoint's values",
             p->loss);
     return OK;
 }

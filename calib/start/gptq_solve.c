@@ -123,7 +123,9 @@ enum err gptq_factor(struct gptq_input *x, const struct gptq_settings *s, int th
     const enum err err = cholesky_of_inverse(x->h, x->n, threads);
     if (err == ERR_NUMERIC)
         return err_add(err,
-                       "weights.method: gptq: weights.damp of %g is too small: ", s->damp);
+                       "weights.method: gptq: raise weights.damp, which is %g, in a new "
+                       "state directory: ",
+                       s->damp);
     return err ? err_add(err, "weights.method: gptq: ") : OK;
 }
 
@@ -277,7 +279,7 @@ static enum err run_step(struct solve *s)
     FAIL_IF(bad >= 0, ERR_NUMERIC,
             "weights.method: gptq: row %" PRId64
             " becomes infinite or NaN in one of the columns from %" PRId64
-            " on; raise weights.damp",
+            " on; raise weights.damp, in a new state directory",
             bad, s->first);
     return spread(s);
 }
