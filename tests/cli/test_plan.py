@@ -158,6 +158,48 @@ def test_disk(f):
     assert "artifact_bytes" not in f.plan(*COMMANDS["calibrate"])
 
 
+def parts(text, name):
+    """The memory that a section of a plan names, in bytes, and the sum of its parts there."""
+    lines = re.search(rf"^{name} .*\n(?:  .*\n)*", text, re.M)[0].splitlines()
+    lines = lines[0 if name == "memory" else 1:]
+    assert lines[0].endswith("of which"), lines
+    sizes = [float(x.split()[-2]) * SIZES[x.split()[-1]] for x in (re.match(r" *[a-z ]+ [\d.]+ [kMG]?B", x)[0] for x in lines
+                                                                if "not in memory" not in x)]
+    return sizes[0], sum(sizes[1:])
+
+
+def test_memory_is_the_sum_of_its_parts(f):
+    for config in (["refine.samples=64"], ["refine.samples=64", "kv.rotate=kv", "weights.round=learned", "head.bits=8"],
+                   ["refine.samples=64", "refine.seqlen=64"], ["refine.samples=64", "run.memory=3G"]):
+        text = f.run("calibrate", "--plan", "--shape", "tinyllama-1.1b", "-j2", *harness.words(config)).stdout
+        for name in ("memory", "refinement"):
+            whole, sum_of_parts = parts(text, name)
+            assert abs(whole / sum_of_parts - 1) < 0.01, (config, name, whole, sum_of_parts, text)
+
+
+def test_what_does_not_fit_is_named(f):
+    """Of calibration and refinement, each is said not to fit if its memory is not there, and only then."""
+    def plan(limit, *how):
+        args = ["calibrate", "--plan", "--shape", "tinyllama-1.1b", "-j1", *harness.words(["refine.samples=64", "crr.blocks=0"])]
+        return f.call(["bash", "-c", f'ulimit -v {limit // 1024}; exec "$@"', "bash", f.wkvq, *args, *how]).stdout
+
+    def refused(text):
+        return [name for name in ("memory", "refinement")
+                if "IT DOES NOT FIT" in re.search(rf"^{name} .*\n(?:  .*\n)*", text, re.M)[0]]
+
+    limit = 8 << 30
+    sizes = json.loads(plan(limit, "--json"))
+    used = limit - sizes["memory_available_bytes"]
+    if used > 2 << 30:
+        raise harness.Skip("less than 6 GiB are available")
+    calibration = sum(sizes[name] for name in ("weights_bytes", "activations_bytes", "parameters_bytes"))
+    refinement = sum(sizes["refinement"][name] for name in ("device_bytes", "host_bytes"))
+    assert 1.5 * calibration < refinement, sizes
+    assert refused(plan(limit)) == []
+    assert refused(plan(used + int(0.95 * refinement))) == ["refinement"]
+    assert refused(plan(used + int(0.95 * calibration))) == ["memory", "refinement"]
+
+
 def test_every_command_with_a_plan_is_tested(f):
     names = f.run("--completion").stdout.split('_wkvq_commands="')[1].split('"')[0].split()
     planned = {name for name in names if "--plan" in f.run(name, "--help").stdout.split()}

@@ -75,13 +75,16 @@ static bool refine_fits(const struct plan_estimate *e)
     return !memory || plan_refine_fixed_bytes(&e->refine) <= memory;
 }
 
-bool plan_fits(const struct plan_estimate *e)
+static bool calib_fits(const struct plan_estimate *e)
 {
-    if (!refine_fits(e) || e->only_refines)
-        return refine_fits(e);
     if (e->own_memory)
         return calib_plan_device_bytes(e->plan) <= e->usable_bytes;
     return !e->memory.amount || plan_fixed_bytes(e->plan) <= e->memory.amount;
+}
+
+bool plan_fits(const struct plan_estimate *e)
+{
+    return refine_fits(e) && (e->only_refines || calib_fits(e));
 }
 
 static void add_device(json_t *o, const struct plan_estimate *e)
@@ -230,7 +233,7 @@ static void print_card(const struct plan_estimate *e)
     snprintf(has, sizeof(has), " of %s (card: %s)%s, of which",
              size_text(usable, (double)e->usable_bytes),
              size_text(card, (double)e->card_bytes),
-             plan_fits(e) ? "" : ": IT DOES NOT FIT");
+             calib_fits(e) ? "" : ": IT DOES NOT FIT");
     print_size("GPU memory", (double)calib_plan_device_bytes(p), has);
     print_parts(p);
     print_size("  upload", DEV_UPLOAD_BYTES, ", and as much page-locked");
@@ -242,18 +245,37 @@ static void print_card(const struct plan_estimate *e)
                p->streams == STREAM_MEMORY ? ", streams, page-locked" : "");
 }
 
+/* Returns what the process needs in memory to refine, where the device has none of its own. */
+static double refine_bytes(const struct plan_estimate *e)
+{
+    const struct refine_plan *p = &e->refine;
+    return (double)plan_refine_fixed_bytes(p) +
+           (p->keeps_acts ? (double)p->acts_bytes : 0) +
+           (e->teacher_on_disk ? 0 : (double)p->teacher_bytes);
+}
+
 static void print_refine(const struct plan_estimate *e)
 {
     const struct refine_plan *p = &e->refine;
+    const char *bad = refine_fits(e) ? "" : ": IT DOES NOT FIT";
+    const char *host = e->own_memory ? " on the host" : "";
+    char saved[64];
     printf("%-13s %" PRId64 " steps of %.1f GFLOP, %.3g in all%s\n", "refinement", p->steps,
-           1e-9 * p->flops_per_step, p->total_flops,
-           refine_fits(e) ? "" : ": IT DOES NOT FIT");
-    print_size("  memory", (double)plan_refine_device_bytes(p),
-               e->own_memory ? " of the GPU" : "");
+           1e-9 * p->flops_per_step, p->total_flops, e->own_memory ? bad : "");
+    if (e->own_memory) {
+        print_size("  memory", (double)plan_refine_device_bytes(p), " of the GPU");
+    } else {
+        print_size("  memory", refine_bytes(e),
+                   *bad ? ": IT DOES NOT FIT, of which" : ", of which");
+        print_size("  codes", (double)p->codes_bytes, "");
+        print_size("  parameters", (double)p->params_bytes, "");
+        print_size("  step", (double)p->work_bytes, " of a layer, states and head");
+    }
     if (p->keeps_acts)
         print_size("  kept", (double)p->acts_bytes, " of activations, which fit");
-    print_size("  layers", (double)p->host_bytes, " on the host");
-    print_size("  progress", (double)p->saved_bytes, " on the host while it is saved");
+    print_size("  layers", (double)p->host_bytes, host);
+    snprintf(saved, sizeof(saved), "%s while it is saved", host);
+    print_size("  progress", (double)p->saved_bytes, saved);
     print_size("  streams", (double)p->teacher_bytes,
                e->teacher_on_disk ? " on disk, not in memory" : "");
 }
@@ -283,9 +305,14 @@ static void print_calibration(const struct plan_estimate *e)
         print_card(e);
     } else {
         print_size("memory", host_bytes(e),
-                   plan_fits(e) ? ", of which" : ": IT DOES NOT FIT, of which");
+                   calib_fits(e) ? ", of which" : ": IT DOES NOT FIT, of which");
         print_parts(p);
+        if (p->host_bytes)
+            print_size("  source", (double)p->host_bytes,
+                       " of weights as they are prepared");
         print_size("  progress", (double)p->saved_bytes, " while it is saved or restored");
+        if (p->slot_bytes)
+            print_size("  slots", (double)p->slot_bytes, " of streams");
         print_size("  streams", (double)p->stream_bytes,
                    p->streams == STREAM_DISK ? " on disk, not in memory" : "");
     }
