@@ -80,8 +80,8 @@ static const struct opt options_of_card[] = {
     {0},
 };
 /* clang-format on */
-static const struct opt *const groups[] = {options,      opt_shard,  options_of_card,
-                                           opt_progress, opt_report, NULL};
+static const struct opt *const groups[] = {options,         opt_shard,  opt_progress,
+                                           options_of_card, opt_report, NULL};
 
 /* --- formats ------------------------------------------------------------------------ */
 
