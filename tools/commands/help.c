@@ -146,6 +146,10 @@ static void print_man(void)
         "continues\n"
         ".TP\n.B 141\nstandard output was a pipe that nobody read to its end, as before head; "
         "the work is done\n");
+    printf(".SH FILES\n");
+    print_entry(
+        "PREFIX/share/wkvq/configs",
+        "recipes for --config and files for `wkvq sweep`; PREFIX/bin has the program");
     printf(".SH ENVIRONMENT\n");
     for (size_t i = 0; i < ARRAY_LEN(environment); i++)
         print_entry(environment[i].name, environment[i].use);

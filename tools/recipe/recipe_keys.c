@@ -467,6 +467,10 @@ void recipe_print_value_words(void)
 
 void recipe_print_man(void)
 {
+    printf(
+        ".TP\n.B preset\nsets several keys before all others: paper\\-w4 (weights only), "
+        "paper\\-w4kv4 (WKVQuant), paper\\-w4a4 (activations as well), or kivi\\-like "
+        "(cache only, in simulation) (default: none).\n");
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         char range[128];
