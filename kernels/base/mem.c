@@ -4,6 +4,7 @@
 #include "kernels/base/mem.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -101,10 +102,28 @@ void mem_want_huge(void *p, size_t bytes)
         (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
 }
 
+/* Returns VmHWM of /proc/self/status; 0 if it is not there. */
+static uint64_t high_water_kib(void)
+{
+    char line[256];
+    uint64_t kib = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    if (!f)
+        return 0;
+    while (!kib && fgets(line, sizeof(line), f))
+        if (sscanf(line, "VmHWM: %" SCNu64, &kib) != 1)
+            kib = 0;
+    fclose(f);
+    return kib;
+}
+
+/* ru_maxrss is not of this program alone: it begins with the peak of the process that
+ * executed it. */
 uint64_t mem_peak_bytes(void)
 {
     struct rusage u;
-    if (getrusage(RUSAGE_SELF, &u))
-        return 0;
-    return (uint64_t)u.ru_maxrss * 1024;
+    const uint64_t kib = high_water_kib();
+    if (kib || getrusage(RUSAGE_SELF, &u))
+        return 1024 * kib;
+    return 1024 * (uint64_t)u.ru_maxrss;
 }

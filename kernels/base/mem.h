@@ -35,7 +35,8 @@ enum err mem_strdup(char **out, const char *s);
  * it. */
 void mem_want_huge(void *p, size_t bytes);
 
-/* The largest resident size of this process so far, in bytes. */
+/* The largest resident size of this process so far, in bytes. What it was before it executed this
+ * program does not count, where /proc says so. */
 uint64_t mem_peak_bytes(void);
 
 #endif

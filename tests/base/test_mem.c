@@ -11,6 +11,8 @@
 #include "kernels/base/mem.h"
 
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static void sizes_are_checked(void **state)
 {
@@ -81,12 +83,56 @@ static void strings_and_figures(void **state)
     assert_true(mem_peak_bytes() > 100000);
 }
 
-int main(void)
+#define MUCH ((size_t)96 << 20)
+
+/* Starts this program once more and returns the peak that it sees. */
+static uint64_t peak_of_child(void)
 {
+    int end[2];
+    uint64_t peak = 0;
+    assert_int_equal(pipe(end), 0);
+    const pid_t child = fork();
+    if (!child) {
+        dup2(end[1], STDOUT_FILENO);
+        execl("/proc/self/exe", "test_mem", "peak", (char *)NULL);
+        _exit(1);
+    }
+    assert_true(child > 0);
+    close(end[1]);
+    assert_int_equal(read(end[0], &peak, sizeof(peak)), sizeof(peak));
+    close(end[0]);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+    return peak;
+}
+
+static void a_peak_is_of_this_program_alone(void **state)
+{
+    uint8_t *much = NULL;
+    const uint64_t before = peak_of_child();
+    assert_int_equal(mem_alloc(&much, MUCH, 1), OK);
+    memset(much, 1, MUCH);
+    assert_true(mem_peak_bytes() >= MUCH);
+    assert_true(peak_of_child() < before + MUCH / 2);
+    mem_free(much);
+}
+
+static int print_peak(void)
+{
+    const uint64_t peak = mem_peak_bytes();
+    return write(STDOUT_FILENO, &peak, sizeof(peak)) != sizeof(peak);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        return print_peak();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sizes_are_checked),   cmocka_unit_test(products_of_dimensions),
-        cmocka_unit_test(allocations),         cmocka_unit_test(a_resize_keeps_what_fits),
+        cmocka_unit_test(sizes_are_checked),
+        cmocka_unit_test(products_of_dimensions),
+        cmocka_unit_test(allocations),
+        cmocka_unit_test(a_resize_keeps_what_fits),
         cmocka_unit_test(strings_and_figures),
+        cmocka_unit_test(a_peak_is_of_this_program_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
