@@ -55,7 +55,8 @@ enum err bytes_varint(struct bytes *b, uint64_t *out)
     FAIL(ERR_FORMAT, "integer at offset %zu is longer than 10 bytes", start);
 }
 
+/* With a NULL buffer, zlib starts anew. */
 uint32_t bytes_crc32(uint32_t crc, const void *data, size_t n)
 {
-    return (uint32_t)crc32_z(crc, data, n);
+    return n ? (uint32_t)crc32_z(crc, data, n) : crc;
 }

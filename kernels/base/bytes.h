@@ -22,7 +22,8 @@ enum err bytes_u64(struct bytes *b, uint64_t *out);
 /* A base-128 integer as Protobuf stores it, of at most 10 bytes. */
 enum err bytes_varint(struct bytes *b, uint64_t *out);
 
-/* Returns the CRC-32 (zlib's polynomial) of n more bytes after crc; start with 0. */
+/* Returns the CRC-32 (zlib's polynomial) of n more bytes after crc; start with 0. data may be NULL
+ * if n is 0. */
 uint32_t bytes_crc32(uint32_t crc, const void *data, size_t n);
 
 #endif

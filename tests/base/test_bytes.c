@@ -66,6 +66,7 @@ static void crc_is_zlibs_and_continues(void **state)
     assert_int_equal(bytes_crc32(0, "123456789", 9), 0xcbf43926);
     assert_int_equal(bytes_crc32(bytes_crc32(0, "1234", 4), "56789", 5), 0xcbf43926);
     assert_int_equal(bytes_crc32(0, "", 0), 0);
+    assert_int_equal(bytes_crc32(0xcbf43926, NULL, 0), 0xcbf43926);
 }
 
 int main(void)
