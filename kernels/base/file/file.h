@@ -120,7 +120,7 @@ enum err file_check_writable(const char *dir);
 enum err file_parent(char **out, const char *path);
 enum err file_existing_dir(char **out, const char *path);
 /* ERR_IO unless the disk of dir, which need not exist yet, has need bytes free; what names
- * them in the message. */
+ * them in the message. A file system that does not say how large it is passes. */
 enum err file_check_space(const char *dir, uint64_t need, const char *what);
 /* *out = "DIR/NAME"; the caller frees it with mem_free(). */
 enum err file_join(char **out, const char *dir, const char *name);

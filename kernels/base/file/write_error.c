@@ -55,7 +55,8 @@ static void advise_space(char *out, size_t size, const char *path)
 {
     struct statvfs fs;
     char *parent = NULL, *dir = NULL;
-    if (file_parent(&parent, path) || file_existing_dir(&dir, parent) || statvfs(dir, &fs))
+    if (file_parent(&parent, path) || file_existing_dir(&dir, parent) ||
+        statvfs(dir, &fs) || !fs.f_blocks)
         snprintf(out, size, "; free some space, or name a place on another disk");
     else
         snprintf(out, size,
