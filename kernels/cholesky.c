@@ -81,6 +81,19 @@ enum err cholesky_of_inverse_plain(double *h, int64_t n)
     return OK;
 }
 
+/* LAPACK takes a NaN for a positive number, and infinity for one with a root. */
+static enum err check_inverse(const double *h, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (!(h[i * n + i] > 0))
+            return not_definite(i);
+        for (int64_t j = 0; j <= i; j++)
+            if (!isfinite(h[i * n + j]))
+                return not_definite(i);
+    }
+    return OK;
+}
+
 /* LAPACK stores by columns, so the lower triangle here is its upper one. */
 enum err cholesky_of_inverse(double *h, int64_t n, int threads)
 {
@@ -91,6 +104,7 @@ enum err cholesky_of_inverse(double *h, int64_t n, int threads)
     TRY(openblas_factor_invert(&at, h, (int)n, threads));
     if (at)
         return not_definite(at - 1);
+    TRY(check_inverse(h, n));
     clear_upper(h, n);
     reverse(h, n);
     return OK;

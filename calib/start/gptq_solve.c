@@ -112,6 +112,9 @@ out:
 enum err gptq_factor(struct gptq_input *x, const struct gptq_settings *s, int threads)
 {
     const double mean = fix_dead(x);
+    FAIL_IF(!isfinite(mean), ERR_NUMERIC,
+            "weights.method: gptq: its inputs are infinite or NaN; check the checkpoint's "
+            "values in this block");
     for (int64_t i = 0; i < x->n; i++)
         x->order[i] = i;
     if (s->act_order) {

@@ -18,8 +18,8 @@ struct gptq_input {
 };
 
 /* Damps x->h, chooses the order, permutes and factors it. x->h is complete (both triangles)
- * and of any positive scale. Errors: ERR_NUMERIC if it is not positive definite in spite of
- * the damping. */
+ * and of any positive scale. Errors: ERR_NUMERIC if it is not finite, or not positive definite in
+ * spite of the damping. */
 enum err gptq_factor(struct gptq_input *x, const struct gptq_settings *s, int threads);
 
 /* Columns of a step; an update of all later columns follows it. */

@@ -229,6 +229,10 @@ static void test_refused(void **state)
     assert_int_equal(gptq_factor(&x, &s, 1), ERR_NUMERIC);
     assert_non_null(strstr(err_text(), "weights.damp"));
     err_clear();
+    h[0] = NAN;
+    assert_int_equal(gptq_factor(&x, &s, 1), ERR_NUMERIC);
+    assert_non_null(strstr(err_text(), "infinite or NaN"));
+    err_clear();
 }
 
 enum { E = 3, ROWS = 40 };

@@ -99,11 +99,26 @@ static void test_not_definite(void **state)
     err_clear();
 }
 
+/* The numbers stand where the factorization begins, in the middle, and at its end. */
+static void test_not_finite(void **state)
+{
+    enum { N = 64 };
+    for (int64_t i = 0; i < N; i += 21)
+        for (int infinite = 0; infinite < 2; infinite++) {
+            double *h = definite(N);
+            h[i * N + i] = infinite ? INFINITY : NAN;
+            assert_int_equal(cholesky_of_inverse(h, N, 2), ERR_NUMERIC);
+            err_clear();
+            free(h);
+        }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_identity),
         cmocka_unit_test(test_not_definite),
+        cmocka_unit_test(test_not_finite),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
