@@ -189,12 +189,14 @@ static inline vf quant_in(const float *x, struct rt_channels c, int64_t i)
     return (vf_load(x + i) - vf_load(c.delta + i)) / vf_load(c.s + i);
 }
 
+/* *mn and *mx = the extremes of themselves and x~ of n channels, whole vectors. A NaN is none
+ * unless they begin with it. */
 static inline void min_and_max(float *mn, float *mx, const float *x, struct rt_channels c,
                                int64_t n)
 {
-    vf low = quant_in(x, c, 0), high = low;
+    vf low = vf_set1(*mn), high = vf_set1(*mx);
     float lane[2][VL];
-    for (int64_t i = VL; i + VL <= n; i += VL) {
+    for (int64_t i = 0; i + VL <= n; i += VL) {
         const vf v = quant_in(x, c, i);
         low = vf_select(vf_lt(v, low), v, low);
         high = vf_select(vf_lt(high, v), v, high);
@@ -229,10 +231,9 @@ static void quantize(uint8_t *codes, uint16_t *h_out, uint16_t *m_out, const flo
     const int64_t divided = h > 0 ? whole : 0;
     for (int64_t i = 0; i < divided; i += VL) {
         const vf v = (quant_in(x, c, i) - vf_set1(m)) / vf_set1(h);
-        /* Clamping before rounding is the same, since both bounds are integers. */
-        const vf below = vf_select(vf_lt(v, top), v, top);
-        const vf q =
-            (vf_select(vf_lt(vf_set1(0), below), below, vf_set1(0)) + round) - round;
+        /* Clamping before rounding is the same, since both bounds are integers. NaN gives 0. */
+        const vf above = vf_select(vf_lt(vf_set1(0), v), v, vf_set1(0));
+        const vf q = (vf_select(vf_lt(above, top), above, top) + round) - round;
         const vu8 b = __builtin_convertvector(__builtin_convertvector(q, vi), vu8);
         memcpy(codes + i, &b, sizeof(b));
     }

@@ -322,8 +322,8 @@ static void check_kv(const struct rt_kernels *k, int64_t n)
     assert_true(x[n] == 7);
 }
 
-/* A group's codes and pair, bit for bit. One of its channels may lie far outside, and all
- * may be alike. */
+/* A group's codes and pair, bit for bit. One of its channels may lie far outside or be NaN,
+ * and all may be alike. */
 static void check_pack(const struct rt_kernels *k, int64_t n, int bits, float spread,
                        float far)
 {
@@ -557,6 +557,7 @@ static void check_all(const struct rt_kernels *k)
             check_pack(k, lengths[i], bits, 1e-3f, 3e8f); /* h and m at their ends */
             check_pack(k, lengths[i], bits, 1e-3f, -3e8f);
             check_pack(k, lengths[i], bits, 0, 0);
+            check_pack(k, lengths[i], bits, 3, lengths[i] > 1 ? NAN : 0);
         }
         for (int64_t n = 1; n <= 14; n++)
             check_panel(k, lengths[i], n, 1 + n * 37 % RT_PANEL);
