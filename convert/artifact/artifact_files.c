@@ -66,7 +66,10 @@ bool artifact_config_truth(json_t *o, const struct arch *a)
     static const char tie[] = "tie_word_embeddings", classes[] = "architectures";
     const char *name = hf_architecture(a);
     const char *said = json_string_value(json_array_get(json_object_get(o, classes), 0));
-    if (json_is_true(json_object_get(o, tie)) != a->tied &&
+    const json_t *tied = json_object_get(o, tie);
+    /* without a value, a reader takes the family's */
+    const bool unsaid = !json_is_boolean(tied) && hf_ties_by_default(a) != a->tied;
+    if ((unsaid || json_is_true(tied) != a->tied) &&
         json_object_set_new(o, tie, json_boolean(a->tied)))
         return false;
     return !said || !strcasecmp(said, name) ||

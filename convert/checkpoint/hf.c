@@ -205,10 +205,9 @@ static enum err settle_ties(struct hf_model *m)
                  m->dir);
         hf_files_rename(&m->files, HEAD, EMBED);
     } else if (embed && head && !hf_files_same(&m->files, embed, head)) {
-        log_warn(
-            "%s: config.json says tie_word_embeddings, but lm_head.weight differs from "
-            "the embedding: both are used",
-            m->dir);
+        log_warn("%s: config.json or its family's default ties embedding and head, but "
+                 "lm_head.weight differs from the embedding: both are used",
+                 m->dir);
         m->arch.tied = false;
     }
     return OK;

@@ -20,6 +20,9 @@ enum err hf_read_packed_config(struct arch *out, const char *model_dir);
 /* Returns the class of such models, as in config.json's architectures:
  * "LlamaForCausalLM". */
 const char *hf_architecture(const struct arch *a);
+/* Returns whether embedding and head of such models are one if config.json has no
+ * tie_word_embeddings. */
+bool hf_ties_by_default(const struct arch *a);
 
 /* Writes the module that holds the experts of a layer, "model.layers.0.mlp.experts". */
 void hf_experts_module(char *out, size_t size, const struct arch *a, int64_t layer);

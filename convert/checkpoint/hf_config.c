@@ -96,12 +96,22 @@ static const struct family families[] = {
     "llama, mistral, qwen2, qwen3, granite, smollm3, phi3, olmo2, gemma3_text, qwen3_moe " \
     "and mixtral"
 
+static const struct family *family_of(const struct arch *a)
+{
+    size_t i = 0;
+    while (families[i].family != a->family)
+        i++;
+    return &families[i];
+}
+
 const char *hf_architecture(const struct arch *a)
 {
-    for (size_t i = 0; i < ARRAY_LEN(families); i++)
-        if (families[i].family == a->family)
-            return families[i].architecture;
-    return NULL;
+    return family_of(a)->architecture;
+}
+
+bool hf_ties_by_default(const struct arch *a)
+{
+    return family_of(a)->tied;
 }
 
 struct reader {

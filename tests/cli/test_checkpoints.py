@@ -94,6 +94,23 @@ def test_tied_twice(f):
     assert memory[0] == memory[1], memory
 
 
+def test_untied_unsaid(f):
+    """Two tensors that differ, of a family that ties them by default, and no tie_word_embeddings: the
+    artifact says that they are not tied."""
+    smollm3 = {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"]}
+    for name in ("said", "missing", "null"):
+        f.model(name, **smollm3, tie_word_embeddings=None if name == "null" else False)
+    config = f.config("missing")
+    del config["tie_word_embeddings"]
+    (f.path / "missing" / "config.json").write_text(json.dumps(config))
+    for name in ("missing", "null"):
+        assert "both are used" in f.quantize(name), name
+        assert f.config(name + ".q")["tie_word_embeddings"] is False, name
+    f.quantize("said")
+    for end in ("", ".q"):
+        assert f.ppl("missing" + end) == f.ppl("null" + end) == f.ppl("said" + end), end
+
+
 def test_one_of_two(f):
     """A tied pair that is stored once, under either name, or twice with the same bytes."""
     f.model("plain", drop(HEAD), tie_word_embeddings=True)
