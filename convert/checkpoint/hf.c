@@ -385,6 +385,7 @@ static enum err open_packed(struct hf_model *m, const char *dir, const char *wan
     TRY(hf_files_open(&m->files, dir));
     TRY(packed_open(&m->packed, &m->files, dir, wants));
     TRY(refuse_packed_ends(m));
+    TRY(hf_need_experts(&m->files, &m->arch, dir));
     TRY(hf_join_packed(&m->packed, &m->arch)); /* before the tensors, for better messages */
     TRY(split_or_join(m));
     TRY(m->arch.fused ? hf_split_packed(&m->packed, &m->arch) : OK);
@@ -396,6 +397,7 @@ static enum err open_plain(struct hf_model *m, const char *dir)
     TRY(hf_read_config(&m->arch, dir));
     TRY(hf_files_open(&m->files, dir));
     TRY(refuse_artifact(m));
+    TRY(hf_need_experts(&m->files, &m->arch, dir));
     return split_or_join(m);
 }
 

@@ -117,6 +117,28 @@ void hf_expert_module(char *out, size_t size, const struct arch *a, int64_t laye
 
 /* --- tensors ------------------------------------------------------------------------ */
 
+static void part_name(char out[ROOM + 8], const struct arch *a, int64_t layer, int kind,
+                      int64_t e)
+{
+    char module[ROOM];
+    hf_expert_module(module, sizeof(module), a, layer, LIN_GATE + kind, e);
+    snprintf(out, ROOM + 8, "%s.weight", module);
+}
+
+enum err hf_need_experts(const struct hf_files *f, const struct arch *a, const char *dir)
+{
+    const struct hf_place *place;
+    char name[ROOM + 8];
+    if (a->n_layers * N_KINDS * a->n_experts <= f->n_places)
+        return OK;
+    for (int64_t i = 0; i < a->n_layers * N_KINDS; i++)
+        for (int64_t e = 0; e < a->n_experts; e++) {
+            part_name(name, a, i / N_KINDS, (int)(i % N_KINDS), e);
+            TRY(hf_files_need(&place, f, name, dir, a));
+        }
+    return OK;
+}
+
 /* Joining, in two passes: names change only after the last one was looked up. */
 struct join {
     struct hf_experts *x;
@@ -154,9 +176,8 @@ static enum err find_part(struct join *j, int64_t layer, int kind, int64_t e)
     const int64_t i = at(j->a, layer, kind, e);
     struct hf_part *p = &j->x->from[i];
     const struct hf_place *place;
-    char module[ROOM], name[ROOM + 8];
-    hf_expert_module(module, sizeof(module), j->a, layer, LIN_GATE + kind, e);
-    snprintf(name, sizeof(name), "%s.weight", module);
+    char name[ROOM + 8];
+    part_name(name, j->a, layer, kind, e);
     TRY(hf_files_need(&place, j->f, name, j->dir, j->a));
     j->slot[i] = place->t - j->f->tensor;
     *p = (struct hf_part){*place->t, place->file};

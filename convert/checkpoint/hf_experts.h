@@ -27,6 +27,10 @@ struct hf_experts {
     char *names;          /* of the tensors that stand for them */
 };
 
+/* Returns ERR_NOT_FOUND with the first one that is missing if config.json claims more weights of
+ * experts than f has tensors: memory and time of the functions that follow are in proportion to
+ * their number. dir: for messages. */
+enum err hf_need_experts(const struct hf_files *f, const struct arch *a, const char *dir);
 /* Replaces the weights of the experts of a layer in f by one tensor for each of gate, up and down,
  * with all rows, the name of arch_lin_module(), and data NULL. Places found before become
  * invalid. dir: for messages. Errors: ERR_NOT_FOUND, ERR_FORMAT for another shape or two types,

@@ -172,6 +172,17 @@ def test_file_size_limit(f):
         shutil.rmtree(f.path / out)
 
 
+def test_claimed_experts(f):
+    """Memory follows the files of a checkpoint, whatever its config.json claims."""
+    tiny.make_model(f.path / "claims", model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], num_experts=4,
+                    num_experts_per_tok=2, moe_intermediate_size=16)
+    config = f.path / "claims" / "config.json"
+    claimed = {**json.loads(config.read_text()), "num_experts": 1024, "num_hidden_layers": 4096}
+    config.write_text(json.dumps(claimed))
+    done = f.run("inspect", "claims", want=2, limit="-v 800000")
+    assert "mlp.experts.4.gate_proj.weight is missing" in done.stderr, done.stderr
+
+
 TEXT = 6144  # what a file takes at most beside its tensors, as tools/state/state_block.h says
 POSITION = 32  # of a refinement: saved beside what its plan counts
 CALIBRATING = '"epoch", "block": 1'
