@@ -112,6 +112,10 @@ enum err hf_read_window(struct arch *a, const json_t *o, const char *where,
         return rule == WINDOW_NO_ROPE ? check_unused(a, o, where) : OK;
     /* missing: the class's default; null: none */
     a->sliding_window = json_object_get(o, "sliding_window") ? 0 : otherwise;
-    TRY(json_get_int(&a->sliding_window, o, "sliding_window", 0, ANY_HI, where));
+    TRY(json_get_int(&a->sliding_window, o, "sliding_window", ANY_LO, ANY_HI, where));
+    FAIL_IF(hf_is_given(o, "sliding_window") && a->sliding_window < 1, ERR_FORMAT,
+            "%s: sliding_window is %" PRId64
+            ", with which a query sees no token; want at least 1, or null for none",
+            where, a->sliding_window);
     return read_sliding_layers(a, o, where, rule);
 }

@@ -435,6 +435,7 @@ static const struct {
      ",\"num_key_value_heads\":2,\"use_sliding_window\":true,"
      "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
      ERR_SUPPORT, "linear_attention", "layer_types[1]"},
+    {"mistral", ",\"sliding_window\":0", ERR_FORMAT, "sliding_window is 0", "null"},
     {"phi3", ",\"partial_rotary_factor\":1.5", ERR_FORMAT, "partial_rotary_factor", "1.5"},
     {"phi3", ",\"partial_rotary_factor\":0.1", ERR_FORMAT, "partial_rotary_factor",
      "no chan"},
