@@ -211,6 +211,18 @@ static enum err check_causal(const struct reader *r)
     return OK;
 }
 
+/* Refuses settings of single layers, which transformers 5 takes from any config.json. */
+static enum err check_alike(const struct reader *r)
+{
+    json_t *layers;
+    TRY(json_get_object(&layers, r->o, "per_layer_config", r->where));
+    FAIL_IF(json_object_size(layers) > 0, ERR_SUPPORT,
+            "%s: per_layer_config gives %zu layers settings of their own; supported are "
+            "layers with the same settings",
+            r->where, json_object_size(layers));
+    return OK;
+}
+
 /* --- sizes -------------------------------------------------------------------------- */
 
 enum err hf_read_size(int64_t *out, const json_t *o, const char *key, int64_t otherwise,
@@ -414,6 +426,7 @@ static enum err read_all(struct arch *out, struct reader *r, bool packed)
         TRY(check_unquantized(r));
     TRY(check_activation(r));
     TRY(check_causal(r));
+    TRY(check_alike(r));
     a.family = r->f->family;
     strcpy(a.model_type, r->f->model_type);
     TRY(read_sizes(&a, r));

@@ -436,6 +436,8 @@ static const struct {
      "\"layer_types\":[\"full_attention\",\"linear_attention\"]",
      ERR_SUPPORT, "linear_attention", "layer_types[1]"},
     {"mistral", ",\"sliding_window\":0", ERR_FORMAT, "sliding_window is 0", "null"},
+    {"llama", ",\"per_layer_config\":{\"1\":{\"rms_norm_eps\":0.1}}", ERR_SUPPORT,
+     "per_layer_config", "1 layers"},
     {"phi3", ",\"partial_rotary_factor\":1.5", ERR_FORMAT, "partial_rotary_factor", "1.5"},
     {"phi3", ",\"partial_rotary_factor\":0.1", ERR_FORMAT, "partial_rotary_factor",
      "no chan"},
