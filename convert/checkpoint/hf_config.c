@@ -6,6 +6,7 @@
 #include "convert/checkpoint/hf_config.h"
 #include "convert/checkpoint/hf_experts.h"
 #include "convert/checkpoint/hf_window.h"
+#include "convert/checkpoint/packed/packed.h"
 
 #include "convert/format/artifact_spec.h"
 #include "data/json.h"
@@ -157,6 +158,21 @@ static enum err check_architecture(const struct reader *r)
     return OK;
 }
 
+static enum err refuse_quantized(const struct reader *r, const char *key, const json_t *q)
+{
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
+    method = method ? method : "not given";
+    FAIL_IF(packed_reads(q), ERR_SUPPORT,
+            "%s: %s is present (quant_method %.60s): the weights are already quantized; "
+            "use the full-precision checkpoint, or make an artifact of its codes: `wkvq convert "
+            "%.200s --weights-from %.200s -o OUT`",
+            r->where, key, method, r->dir, r->dir);
+    FAIL(ERR_SUPPORT,
+         "%s: %s is present (quant_method %.60s): the weights are already quantized; use the "
+         "full-precision checkpoint, because --weights-from does not read this format",
+         r->where, key, method);
+}
+
 /* Refuses quantized weights. Artifacts are accepted, because their reader uses this
  * file. */
 static enum err check_unquantized(const struct reader *r)
@@ -166,13 +182,8 @@ static enum err check_unquantized(const struct reader *r)
         json_t *q = json_object_get(r->o, key[i]);
         if (!q || json_is_null(q))
             continue;
-        const char *method = json_string_value(json_object_get(q, "quant_method"));
-        FAIL_IF(
-            i > 0 || !spec_is_ours(q), ERR_SUPPORT,
-            "%s: %s is present (quant_method %.60s): the weights are already quantized; "
-            "use the full-precision checkpoint, or make an artifact of its codes: `wkvq convert "
-            "%.200s --weights-from %.200s -o OUT`",
-            r->where, key[i], method ? method : "not given", r->dir, r->dir);
+        if (i > 0 || !spec_is_ours(q))
+            return refuse_quantized(r, key[i], q);
     }
     return OK;
 }

@@ -98,6 +98,8 @@ struct packed {
 /* Reads what the config.json of dir says of packed weights. Refuses what an engine would compute
  * beyond them, as in docs/import.md. Errors: those of packed_open(). */
 enum err packed_read_config(struct packed_config *c, const char *dir, const char *wants);
+/* Returns whether o, a quantization_config, is of a format that is read. Clears the last error. */
+bool packed_reads(const json_t *o);
 
 /* --- packed.c ------------------------------------------------------------------------ */
 

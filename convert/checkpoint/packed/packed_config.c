@@ -199,9 +199,15 @@ static enum err read_description(struct packed_config *c, const json_t *o,
     TRY(check_all_types(o, where));
     TRY(check_online(o, where));
     TRY(check_sparsity(o, where));
-    TRY(c->layout->read_config(c, o, where));
-    warn_unknown(o, where);
-    return OK;
+    return c->layout->read_config(c, o, where);
+}
+
+bool packed_reads(const json_t *o)
+{
+    struct packed_config c = {0};
+    const bool reads = json_is_object(o) && !read_description(&c, o, "");
+    err_clear();
+    return reads;
 }
 
 enum err packed_read_config(struct packed_config *c, const char *dir, const char *wants)
@@ -226,7 +232,8 @@ enum err packed_read_config(struct packed_config *c, const char *dir, const char
             "--weights-from DIR",
             dir, dir);
     snprintf(where, sizeof(where), "%.500s: %s", path, key);
-    err = read_description(c, q, where);
+    TRY_OUT(read_description(c, q, where));
+    warn_unknown(q, where);
 out:
     json_decref(o);
     mem_free(path);
