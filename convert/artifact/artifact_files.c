@@ -61,6 +61,15 @@ out:
     return err;
 }
 
+/* Says the dtype of a Gemma, of which hf_open() then took that of the weights. */
+static bool say_dtype(json_t *o, const struct arch *a)
+{
+    const char *name = a->family == ARCH_GEMMA3 ? hf_dtype_name(a) : NULL;
+    return !name || json_is_string(json_object_get(o, "dtype")) ||
+           json_is_string(json_object_get(o, "torch_dtype")) ||
+           !json_object_set_new(o, "torch_dtype", json_string(name));
+}
+
 bool artifact_config_truth(json_t *o, const struct arch *a)
 {
     static const char tie[] = "tie_word_embeddings", classes[] = "architectures";
@@ -71,6 +80,8 @@ bool artifact_config_truth(json_t *o, const struct arch *a)
     const bool unsaid = !json_is_boolean(tied) && hf_ties_by_default(a) != a->tied;
     if ((unsaid || json_is_true(tied) != a->tied) &&
         json_object_set_new(o, tie, json_boolean(a->tied)))
+        return false;
+    if (!say_dtype(o, a))
         return false;
     return !said || !strcasecmp(said, name) ||
            !json_object_set_new(o, classes, json_pack("[s]", name));

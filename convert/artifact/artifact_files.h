@@ -20,7 +20,8 @@ enum err artifact_write_files(const char *dir, const char *model_dir, const stru
                               const struct artifact_settings *s, struct manifest_file *file,
                               size_t *n);
 /* Makes config.json's object o agree with the tensors of a, where the checkpoint's does not: ties,
- * and a model without the class of its head, as hf_open() found them. False: out of memory. */
+ * the dtype of a Gemma, and a model without the class of its head, as hf_open() found them. False:
+ * out of memory. */
 bool artifact_config_truth(json_t *o, const struct arch *a);
 /* Copies only the tokenizer's files, as many as model_dir has. */
 enum err artifact_copy_tokenizer(const char *dir, const char *model_dir,

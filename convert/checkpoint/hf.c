@@ -219,6 +219,7 @@ static enum err take_ends(struct hf_model *m)
     const struct side vocab = {"vocab_size", m->arch.vocab};
     TRY(settle_ties(m));
     TRY(take(&m->embed, m, EMBED, vocab, width));
+    hf_take_dtype(&m->arch, m->embed.dtype);
     TRY(take(&m->norm, m, "model.norm.weight", width, no_side));
     if (!m->arch.tied)
         return take(&m->head, m, HEAD, vocab, width);

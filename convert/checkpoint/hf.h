@@ -23,6 +23,8 @@ const char *hf_architecture(const struct arch *a);
 /* Returns whether embedding and head of such models are one if config.json has no
  * tie_word_embeddings. */
 bool hf_ties_by_default(const struct arch *a);
+/* Returns how config.json calls a's dtype, "bfloat16"; NULL: it is none of F32, F16 and BF16. */
+const char *hf_dtype_name(const struct arch *a);
 
 /* Writes the module that holds the experts of a layer, "model.layers.0.mlp.experts". */
 void hf_experts_module(char *out, size_t size, const struct arch *a, int64_t layer);

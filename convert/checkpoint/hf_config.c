@@ -162,15 +162,17 @@ static enum err refuse_quantized(const struct reader *r, const char *key, const 
 {
     const char *method = json_string_value(json_object_get(q, "quant_method"));
     method = method ? method : "not given";
-    FAIL_IF(packed_reads(q), ERR_SUPPORT,
-            "%s: %s is present (quant_method %.60s): the weights are already quantized; "
-            "use the full-precision checkpoint, or make an artifact of its codes: `wkvq convert "
-            "%.200s --weights-from %.200s -o OUT`",
-            r->where, key, method, r->dir, r->dir);
-    FAIL(ERR_SUPPORT,
-         "%s: %s is present (quant_method %.60s): the weights are already quantized; use the "
-         "full-precision checkpoint, because --weights-from does not read this format",
-         r->where, key, method);
+    FAIL_IF(
+        packed_reads(q), ERR_SUPPORT,
+        "%s: %s is present (quant_method %.60s): the weights are already quantized; "
+        "use the full-precision checkpoint, or make an artifact of its codes: `wkvq convert "
+        "%.200s --weights-from %.200s -o OUT`",
+        r->where, key, method, r->dir, r->dir);
+    FAIL(
+        ERR_SUPPORT,
+        "%s: %s is present (quant_method %.60s): the weights are already quantized; use the "
+        "full-precision checkpoint, because --weights-from does not read this format",
+        r->where, key, method);
 }
 
 /* Refuses quantized weights. Artifacts are accepted, because their reader uses this
@@ -407,23 +409,45 @@ static enum err read_specials(struct arch *a, const struct reader *r)
     return read_ids(a->eos, &a->n_eos, 8, r->f->eos, r, "eos_token_id");
 }
 
+static const struct {
+    const char *name;
+    enum dtype dtype;
+} dtypes[] = {{"float32", DT_F32}, {"float16", DT_F16}, {"bfloat16", DT_BF16}};
+
+/* Missing: DT_OTHER of a family whose mathematics it decides, see hf_take_dtype(). */
 static enum err read_dtype(struct arch *a, const struct reader *r)
 {
-    static const struct {
-        const char *name;
-        enum dtype dtype;
-    } known[] = {{"float32", DT_F32}, {"float16", DT_F16}, {"bfloat16", DT_BF16}};
-    const char *name = "float32";
+    const char *name = r->f->is_gemma ? "" : "float32";
     TRY(json_get_string(&name, r->o, "torch_dtype", r->where));
     /* has precedence, as in transformers */
     TRY(json_get_string(&name, r->o, "dtype", r->where));
     if (!strncmp(name, "torch.", 6))
         name += 6;
     a->dtype = DT_OTHER;
-    for (size_t i = 0; i < ARRAY_LEN(known); i++)
-        if (!strcmp(name, known[i].name))
-            a->dtype = known[i].dtype;
+    for (size_t i = 0; i < ARRAY_LEN(dtypes); i++)
+        if (!strcmp(name, dtypes[i].name))
+            a->dtype = dtypes[i].dtype;
+    FAIL_IF(r->f->is_gemma && *name && a->dtype == DT_OTHER, ERR_SUPPORT,
+            "%s: dtype \"%.60s\" is not supported with this model_type, whose embedding it "
+            "scales; supported are float32, float16 and bfloat16",
+            r->where, name);
     return OK;
+}
+
+void hf_take_dtype(struct arch *a, enum dtype stored)
+{
+    if (a->dtype != DT_OTHER || !family_of(a)->is_gemma)
+        return;
+    a->dtype = stored;
+    a->embed_scale = hf_gemma_factor(a->d_model, stored);
+}
+
+const char *hf_dtype_name(const struct arch *a)
+{
+    for (size_t i = 0; i < ARRAY_LEN(dtypes); i++)
+        if (a->dtype == dtypes[i].dtype)
+            return dtypes[i].name;
+    return NULL;
 }
 
 static enum err read_all(struct arch *out, struct reader *r, bool packed)

@@ -23,6 +23,10 @@ static inline bool hf_is_given(const json_t *o, const char *key)
 enum err hf_read_size(int64_t *out, const json_t *o, const char *key, int64_t otherwise,
                       const char *where);
 
+/* Gives a model whose config.json has no dtype that of its weights, as transformers does, if its
+ * mathematics depend on it: those of Gemma's embedding. */
+void hf_take_dtype(struct arch *a, enum dtype stored);
+
 /* Reads the rotary embedding of config o, with the field names of transformers 4 and 5. a's
  * sizes, max_positions, and the default of rope_theta must be set. where: the file's path.
  * is_phi: as Phi3Config has it, with longrope and a rope for some of a head's channels.

@@ -136,6 +136,28 @@ def test_gemma3(f):
         assert abs(f.ppl(key) - full) > (1e-6 if key == "torch_dtype" else 1e-4) * full, key
 
 
+def to_bf16(path):
+    """Cuts the F32 tensors of a model to BF16."""
+    tensors = tiny.model_tensors(json.loads((path / "config.json").read_text()), 1)
+    cut = [(name, "BF16", shape, b"".join(data[i + 2:i + 4] for i in range(0, len(data), 4)))
+           for name, _, shape, data in tensors]
+    tiny.write_safetensors(path / "model.safetensors", cut)
+
+
+def test_gemma3_dtype(f):
+    """The dtype decides the factor of the embedding. If config.json has none, it is that of the weights."""
+    base = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "sliding_window": 20}
+    for name, dtype in (("said", "bfloat16"), ("missing", None), ("other", "float32")):
+        f.make(name, **base, torch_dtype=dtype)
+        to_bf16(f.path / name)
+    said, missing, other = (f.ppl(name) for name in ("said", "missing", "other"))
+    assert said == missing != other, (said, missing, other)
+    f.quantize("missing")
+    f.quantize("said")
+    assert f.ppl("missing.q") == f.ppl("said.q")
+    assert json.loads((f.path / "missing.q" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
 def pass_experts(f, name):
     """A mixture is calibrated, refined, decoded alone and in chunks, and exported with a module for each expert."""
     said = f.quantize(name)

@@ -356,6 +356,7 @@ static const struct {
      "above 0"},
     {"gemma3_text", ",\"hidden_activation\":\"silu\"", ERR_SUPPORT, "hidden_activation",
      "gelu_pytorch_tanh"},
+    {"gemma3_text", ",\"dtype\":\"float64\"", ERR_SUPPORT, "float64", "bfloat16"},
     {"gemma3_text", ",\"sliding_window_pattern\":0", ERR_FORMAT, "sliding_window_pattern",
      "0"},
     {"gemma3_text", ",\"rope_local_base_freq\":1", ERR_FORMAT, "rope_local_base_freq",
