@@ -9,6 +9,7 @@
 #include "tests/scratch.h"
 #include "tools/state/state.h"
 #include "tools/state/state_block.h"
+#include "tools/state/state_diff.h"
 
 #include <setjmp.h>
 #include <signal.h>
@@ -143,6 +144,19 @@ static void another_run_is_refused(void **ignored)
         err_text(), "config.weights.scale_bits is 11 in the state and 3 in this run"));
     assert_int_equal(open_as(&s, "run.threads"), OK); /* speed only */
     state_close(&s);
+}
+
+/* An object without members is no difference, and does not hide one behind it. */
+static void every_member_is_compared(void **ignored)
+{
+    json_t *have = json_pack("{s:{}, s:i}", "text", "blocks", 1), *run = json_object();
+    err_clear();
+    assert_int_equal(state_compare(dir, have, run), ERR_MISMATCH);
+    assert_non_null(strstr(err_text(), "blocks is 1 in the state"));
+    json_object_del(have, "blocks");
+    assert_int_equal(state_compare(dir, have, run), OK);
+    json_decref(have);
+    json_decref(run);
 }
 
 static void damage_is_named(void **ignored)
@@ -475,6 +489,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(saves_and_loads, clean, clean),
+        cmocka_unit_test(every_member_is_compared),
         cmocka_unit_test_setup_teardown(another_run_is_refused, clean, clean),
         cmocka_unit_test_setup_teardown(damage_is_named, clean, clean),
         cmocka_unit_test(a_block_has_the_bytes_that_are_planned),

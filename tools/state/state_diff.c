@@ -43,8 +43,8 @@ static bool find_in_object(struct difference *d, const char *path, const json_t 
     json_object_foreach((json_t *)(uintptr_t)have, key, value)
     {
         deeper(below, path, key);
-        if (!json_object_get(run, key))
-            return find(d, below, value, NULL);
+        if (!json_object_get(run, key) && find(d, below, value, NULL))
+            return true;
     }
     return false;
 }
