@@ -147,8 +147,8 @@ enum err hf_split_fused(struct hf_files *f, const struct arch *a, const char *di
 }
 
 /* Splits what is packed in fused module u of a layer. */
-static enum err split_packed(struct packed *p, const struct arch *a, int64_t layer,
-                             const struct hf_fused *u)
+static enum err split_packed(struct packed_parts *to, struct packed *p,
+                             const struct arch *a, int64_t layer, const struct hf_fused *u)
 {
     char whole[ROOM], name[N_LIN][ROOM];
     const char *part[N_LIN];
@@ -160,13 +160,27 @@ static enum err split_packed(struct packed *p, const struct arch *a, int64_t lay
         part[k] = name[k];
         rows[k] = arch_out(a, l);
     }
-    return packed_split(p, whole, u->n, part, rows);
+    return packed_split(to, p, whole, u->n, part, rows);
+}
+
+static enum err split_all_packed(struct packed_parts *to, struct packed *p,
+                                 const struct arch *a)
+{
+    for (int64_t i = 0; i < a->n_layers; i++)
+        for (size_t k = 0; k < ARRAY_LEN(fused); k++)
+            TRY(split_packed(to, p, a, i, &fused[k]));
+    return packed_replace(p, to);
 }
 
 enum err hf_split_packed(struct packed *p, const struct arch *a)
 {
-    for (int64_t i = 0; p->n && i < a->n_layers; i++)
-        for (size_t k = 0; k < ARRAY_LEN(fused); k++)
-            TRY(split_packed(p, a, i, &fused[k]));
-    return OK;
+    struct packed_parts parts = {0};
+    if (!p->n)
+        return OK;
+    TRY(mem_alloc(&parts.lin, (size_t)a->n_layers, PARTS * sizeof(*parts.lin)));
+    const enum err err = split_all_packed(&parts, p, a);
+    for (int64_t i = 0; err && i < parts.n; i++)
+        mem_free(parts.lin[i].name);
+    mem_free(parts.lin);
+    return err;
 }

@@ -468,27 +468,35 @@ static enum err take_rows(struct packed_lin *to, const struct packed_lin *l,
     return mem_strdup(&to->name, name);
 }
 
-enum err packed_split(struct packed *p, const char *whole, int n, const char *const *part,
-                      const int64_t *rows)
+enum err packed_split(struct packed_parts *to, struct packed *p, const char *whole, int n,
+                      const char *const *part, const int64_t *rows)
 {
     const struct packed_lin *found = packed_find(p, whole);
+    int64_t first = 0;
     if (!found)
         return OK;
-    const int64_t at = found - p->lin;
-    TRY(mem_resize(&p->lin, (size_t)p->n, (size_t)(p->n + n - 1), sizeof(*p->lin)));
-    struct packed_lin l = p->lin[at];
-    enum err err = OK;
-    int64_t first = 0;
-    p->lin[at].name = NULL;
-    for (int k = 0; k < n && !err; first += rows[k++]) {
-        struct packed_lin *to = k ? &p->lin[p->n] : &p->lin[at];
-        err = take_rows(to, &l, part[k], first, rows[k]);
-        p->n += k > 0;
+    for (int k = 0; k < n; first += rows[k++]) {
+        TRY(take_rows(&to->lin[to->n], found, part[k], first, rows[k]));
+        to->n++;
     }
-    mem_free(l.name);
-    if (!err)
-        packed_sort(p);
-    return err;
+    p->lin[found - p->lin].rows = 0;
+    return OK;
+}
+
+enum err packed_replace(struct packed *p, const struct packed_parts *by)
+{
+    int64_t n = 0;
+    TRY(mem_resize(&p->lin, (size_t)p->n, (size_t)(p->n + by->n), sizeof(*p->lin)));
+    for (int64_t i = 0; i < p->n; i++)
+        if (p->lin[i].rows)
+            p->lin[n++] = p->lin[i];
+        else
+            mem_free(p->lin[i].name);
+    for (int64_t i = 0; i < by->n; i++)
+        p->lin[n++] = by->lin[i];
+    p->n = n;
+    packed_sort(p);
+    return OK;
 }
 
 enum err packed_open(struct packed *out, struct hf_files *f, const char *dir,

@@ -109,11 +109,20 @@ bool packed_reads(const json_t *o);
 enum err packed_open(struct packed *out, struct hf_files *f, const char *dir,
                      const char *wants);
 void packed_close(struct packed *p); /* accepts a zeroed or half-built one */
-/* Replaces the projection whose weight is named `whole`, if there is one, by n projections
- * that are its rows: part k has the name part[k] and rows[k] rows, which add up to its own.
- * Errors: ERR_SUPPORT for rows that are no multiple of PACKED_ALIGN; ERR_MEMORY. */
-enum err packed_split(struct packed *p, const char *whole, int n, const char *const *part,
-                      const int64_t *rows);
+/* Projections that take the places of others once all are made: until then those have their order,
+ * by which they are found. */
+struct packed_parts {
+    struct packed_lin *lin; /* [n], names owned */
+    int64_t n;
+};
+/* Adds to `to`, which must have room, n projections that are the rows of the one whose weight is
+ * named `whole`, if there is one: part k has the name part[k] and rows[k] rows, which add up to its
+ * own. Errors: ERR_SUPPORT for rows that are no multiple of PACKED_ALIGN; ERR_MEMORY. */
+enum err packed_split(struct packed_parts *to, struct packed *p, const char *whole, int n,
+                      const char *const *part, const int64_t *rows);
+/* Replaces those that were split by their parts, whose names p then owns. ERR_MEMORY. */
+enum err packed_replace(struct packed *p, const struct packed_parts *by);
+
 struct hf_packed; /* convert/checkpoint/hf.h */
 /* Says what was found, of all projections before any was joined. */
 void packed_describe(struct hf_packed *out, const struct packed *p);
