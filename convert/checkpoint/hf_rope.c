@@ -219,6 +219,7 @@ static enum err read_by_layer(struct arch *a, struct rope_reader *r, const char 
     r->o = full;
     if (!sliding)
         return OK;
+    TRY(json_get_string(&kind, sliding, "type", r->where));
     TRY(json_get_string(&kind, sliding, "rope_type", r->where));
     FAIL_IF(strcmp(kind, rope_name[ROPE_DEFAULT]), ERR_SUPPORT,
             "%s: sliding_attention: rope_type \"%.60s\" is not supported; supported is "
