@@ -113,8 +113,18 @@ static void report_rows(struct verify *v, const struct row_job *j)
     }
 }
 
+static bool rows_differ(const struct row_job *j)
+{
+    for (int64_t r = 0; r < j->p->out; r++)
+        if (j->result[r].broken || j->result[r].differing)
+            return true;
+    return false;
+}
+
+/* learned: the values may have been learned. Where they are not q's, they are not checked. */
 static enum err check_packed(struct verify *v, const struct packed_linear *p,
-                             const struct host_mat *src, const struct qlinear *q)
+                             const struct host_mat *src, const struct qlinear *q,
+                             bool learned)
 {
     enum err err = OK;
     struct row_job j = {.p = p, .src = src, .q = q};
@@ -126,7 +136,10 @@ static enum err check_packed(struct verify *v, const struct packed_linear *p,
     TRY_OUT(mem_alloc(&j.result, (size_t)p->out, sizeof(*j.result)));
     TRY_OUT(mem_alloc(&j.scratch, (size_t)pool_threads(v->pool), j.row_bytes));
     pool_run(v->pool, p->out, check_row, &j);
-    report_rows(v, &j);
+    if (learned && rows_differ(&j))
+        v->r->weights_unchecked += p->out * p->in;
+    else
+        report_rows(v, &j);
 out:
     mem_free(j.result);
     mem_free(j.scratch);
@@ -134,12 +147,17 @@ out:
 }
 
 /* Codes of GPTQ and learned rounding do not follow from source and scales: without a state
- * they cannot be checked. */
+ * they cannot be checked. Neither can refined scales, but refinement leaves given weights as they
+ * are unless it is told otherwise. given: those of the source, or NULL. */
 static enum err check_codes(struct verify *v, const struct packed_linear *p,
-                            const struct host_mat *src, const struct qlinear *q)
+                            const struct host_mat *src, const struct qlinear *q,
+                            const struct qlinear *given)
 {
+    const struct lin_format format = {p->bits, p->group_size};
     if (v->s->state || !weight_chooses_codes(artifact_weight_spec(v->a)))
-        return check_packed(v, p, src, q);
+        return check_packed(v, p, src, q, false);
+    if (given && qlinear_fits(given, p->out, p->in, format))
+        return check_packed(v, p, src, given, true);
     v->r->weights_unchecked += p->out * p->in;
     return OK;
 }
@@ -253,7 +271,7 @@ static enum err check_block(struct verify *v, int64_t i)
     TRY(m->block(m->ctx, i, &src));
     for (int l = 0; l < N_LIN; l++) {
         if (b->lin[l].bits < 16)
-            TRY(check_codes(v, &b->lin[l], &src.lin[l], &q->lin[l]));
+            TRY(check_codes(v, &b->lin[l], &src.lin[l], &q->lin[l], src.given[l]));
         else
             TRY(check_plain(v, &b->lin[l].w, &src.lin[l], &q->lin[l]));
         check_same(v, &b->lin[l].bias, &src.bias[l]);
@@ -280,7 +298,7 @@ static enum err check_end(struct verify *v, const struct packed_linear *p,
         return OK;
     }
     TRY(ends_quantize(&q, v->pool, src, head_format(artifact_weight_spec(v->a))));
-    const enum err err = check_packed(v, p, src, &q);
+    const enum err err = check_packed(v, p, src, &q, false);
     qlinear_free(&q);
     return err;
 }

@@ -424,12 +424,17 @@ def test_refinement(b):
     before = tensors(b.convert(path)[0])
     for learn, scales_stay in (("auto", True), ("norms+cache", True), ("scales+norms+cache", False)):
         out = b.place("artifact")
-        b.run("quantize", path, "--weights-from", path, "-o", out, *TRAIN, *REFINE, "--set", f"refine.learn={learn}",
-              "--set", "refine.lr_norms=0.01", "--set", "kv.bits=2")
+        said = b.run("quantize", path, "--weights-from", path, "-o", out, *TRAIN, *REFINE, "--set", f"refine.learn={learn}",
+                     "--set", "refine.lr_norms=0.01", "--set", "kv.bits=2").stderr
+        assert ("refinement changes the scales of the given weights" in said) != scales_stay, said
         have, want = codes(out), {n: x.expected() for n, x in linears.items()}
         for name in want:
             assert have[name][:2] == want[name][:2], f"{name}: codes or zero points moved"
         assert all(have[n][2] == want[n][2] for n in want) == scales_stay, learn
+        checked = json.loads(b.run("verify", out, "--against", path, "--json").stdout)
+        weights = sum(len(row) for w in want.values() for row in w[0])
+        assert (checked["weights_compared"] >= weights) == scales_stay, (learn, checked, weights)
+        assert (checked["weights_unchecked"] < weights) == scales_stay, (learn, checked, weights)
         norm = "model.layers.0.input_layernorm.weight"
         assert tensors(out)[norm] != before[norm], f"{learn}: gains were not refined"
 

@@ -93,6 +93,17 @@ void preflight_cache(const struct job *j, const char *name, int64_t T)
     }
 }
 
+void preflight_given(const struct job *j)
+{
+    const bool codes = j->refine.lr_round > 0;
+    if (j->recipe.weight_method == WEIGHT_GIVEN &&
+        (j->refine.lr[REFINE_SCALES] > 0 || codes))
+        log_warn(
+            "refinement changes the scales%s of the given weights, as refine.learn says; "
+            "--set refine.learn=auto keeps them",
+            codes ? " and codes" : "");
+}
+
 /* Reports cache formats that differ between keys and values or between layers. */
 static void report_cache(const struct job *j)
 {

@@ -12,6 +12,8 @@ enum err preflight_shapes(const struct job *j);
 /* Warns if no query in a window of T tokens reads a quantized cache, as kv.window, kv.sink or a
  * block of keys may hold them all. name: of T's setting. */
 void preflight_cache(const struct job *j, const char *name, int64_t T);
+/* Warns if refinement changes weights that another tool quantized. */
+void preflight_given(const struct job *j);
 /* Estimates memory and disk of a calibration whose state goes to dir. Sets
  * settings.device_bytes and settings.memory_bytes to the bytes left for streams, and
  * j->state_bytes to the bytes that the state still needs. A job that only converts needs nothing

@@ -312,8 +312,10 @@ enum err stage_plan(bool *planned, struct job *j, const char *state_dir)
     TRY(dev_engine_check(j->dev, recipe_kv_spec(&j->recipe).target));
     if (!j->only_refines && !j->only_converts)
         preflight_cache(j, "calibration.seqlen", j->recipe.seqlen);
-    if (recipe_refines(&j->recipe))
+    if (recipe_refines(&j->recipe)) {
         preflight_cache(j, "refine.seqlen", j->recipe.refine.seqlen);
+        preflight_given(j);
+    }
     TRY(preflight_resources(&plan, j, state_dir));
     if (!*planned)
         return OK;
