@@ -504,6 +504,26 @@ static enum err check_directory(const char *dir)
     return OK;
 }
 
+/* Training of an adapter leaves its files alone or beside the base model's. transformers with PEFT
+ * would add them to the weights. has_model: there is a config.json. */
+static enum err check_adapter(const char *dir, bool has_model)
+{
+    char *path = NULL;
+    TRY(file_join(&path, dir, "adapter_config.json"));
+    const bool adapter = file_exists(path);
+    mem_free(path);
+    FAIL_IF(adapter && !has_model, ERR_SUPPORT,
+            "%s: a PEFT adapter without its model; merge the adapter into the weights "
+            "(merge_and_unload), and save that model",
+            dir);
+    if (adapter)
+        log_warn(
+            "%s: adapter_config.json: a PEFT adapter is not added to the weights; merge it "
+            "into them (merge_and_unload) if the model needs it",
+            dir);
+    return OK;
+}
+
 static enum err read_config(struct arch *out, const char *model_dir, bool packed)
 {
     enum err err = OK;
@@ -512,6 +532,7 @@ static enum err read_config(struct arch *out, const char *model_dir, bool packed
     TRY(check_directory(model_dir));
     TRY(file_join(&path, model_dir, "config.json"));
     TRY_OUT(file_check_link(path));
+    TRY_OUT(check_adapter(model_dir, file_exists(path)));
     if (!file_exists(path))
         FAIL_OUT(ERR_NOT_FOUND,
                  "%s: no such file; a Hugging Face model directory has one beside its "
