@@ -43,6 +43,8 @@ def quantize_as_tuned(f, done, trial):
 
 
 def check_recommended(f, config, best):
+    said = re.search(r"^# ([+-][\d.]+)% of perplexity against full precision", (f.path / config).read_text(), re.M)
+    assert abs(float(said[1]) - 100 * best["increase"]) < 0.01, (said[0], best)
     config = config_of(f.path / config)
     if best["weights_mixed"] is None:
         assert config["weights.group_size"] == str(best["weight_group"])

@@ -357,9 +357,9 @@ static enum err write_config(struct tune *t, struct recipe *r, const char *path)
         file_printf(w,
                     "# Formats found by `wkvq tune`: %.3f bits per weight, %.3f bits per "
                     "cache element;\n"
-                    "# in a trial of %" PRId64 " windows %.2f%% more perplexity than full "
-                    "precision.\n",
-                    o.weight_bits, o.kv_bits, t->settings.samples, 100 * o.increase);
+                    "# %+.2f%% of perplexity against full precision, calibrated on %" PRId64
+                    " windows in a trial.\n",
+                    o.weight_bits, o.kv_bits, 100 * o.increase, t->settings.samples);
     if (!err)
         err = put_config(w, r);
     if (!err)
