@@ -54,6 +54,8 @@ static enum err print_result(const struct job *j, const struct state *s)
                           (json_int_t)sum.gained, "mean_gain", sum.mean_gain, "state_bytes",
                           (json_int_t)state_bytes(s), "peak_memory_bytes",
                           (json_int_t)mem_peak_bytes(), "unreached_experts", sum.unreached);
+    if (o && sum.refined)
+        json_object_set_new(o, "refinement", state_refinement_json(&sum.refinement));
     const enum err err = json_print(o, JSON_REAL_PRECISION(9));
     json_decref(o);
     calib_summary_free(&sum);
