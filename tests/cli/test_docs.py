@@ -189,6 +189,20 @@ def test_export_formats(d):
     assert re.findall(r"^\| `([a-z-]+)`", page, re.M) == formats, formats
 
 
+def test_packages(d):
+    """README's build needs what `tools/dev/packages build` installs, and so does the Debian package."""
+    meson = (d.root / "meson.build").read_text()
+    needed = set(re.findall(r"'(lib\S+-dev|zlib1g-dev)'", meson.split("package_of = {")[1].split("error(")[0]))
+    assert len(needed) > 6, needed
+    installed = re.search(r'^build="(.*?)"', (d.root / "tools" / "dev" / "packages").read_text(), re.M | re.S)[1].split()
+    control = (d.root / "debian" / "control").read_text()
+    stated = re.search(r"^Build-Depends:(.*?)^\S", control, re.M | re.S)[1].replace(",", " ").split()
+    assert needed <= set(installed) and needed <= set(stated), (needed - set(installed), needed - set(stated))
+    commands = d.text[d.root / "README.md"].split("\n## Build\n")[1].split("```")[1]
+    assert commands.index("tools/dev/packages build") < commands.index("meson setup"), commands
+    assert "-Dtests=false" in commands or "libcmocka-dev" in installed, commands
+
+
 def test_fuzz_targets(d):
     targets = re.search(r"^all='(.*)'", (d.root / "tests" / "fuzz" / "run").read_text(), re.M)[1].split()
     page = d.text[d.root / "docs" / "security.md"]
