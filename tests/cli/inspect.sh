@@ -10,6 +10,8 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 "$2" "$dir/model" "$dir/artifact" llama 4 16 0
 "$1" inspect "$dir/model" | grep -q 'checkpoint, .*21 tensors'
+"$1" inspect --shape llama-2-13b | grep -q '; vocabulary of 32000$'
+"$1" inspect "$dir/model" | grep -q '; vocabulary of 40, texts of up to [0-9]* tokens$'
 "$1" inspect "$dir/artifact" --tensors | grep -q 'model.layers.1.mlp.down_proj.qweight  *U8  *\[36,27\]'
 "$1" inspect "$dir/model" --json >"$dir/model.json"
 "$1" inspect "$dir/artifact" --json --memory --batch 3,1 --length 10 >"$dir/artifact.json"

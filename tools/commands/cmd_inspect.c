@@ -132,14 +132,18 @@ static void print_rope(const struct arch *a)
     putchar('\n');
 }
 
-static void print_arch(const struct arch *a)
+/* longest: of a text, in tokens; 0: a shape alone has no limit. */
+static void print_arch(const struct arch *a, int64_t longest)
 {
+    char texts[64] = "";
+    if (longest)
+        snprintf(texts, sizeof(texts), ", texts of up to %" PRId64 " tokens", longest);
     printf("  model      %s, %" PRId64 " layer%s of width %" PRId64 " and MLP %" PRId64
-           ", %" PRId64 " head%s of %" PRId64 ", %" PRId64 " for keys and values; %" PRId64
-           " tokens%s\n",
+           ", %" PRId64 " head%s of %" PRId64 ", %" PRId64
+           " for keys and values; vocabulary of %" PRId64 "%s%s\n",
            a->model_type, a->n_layers, plural(a->n_layers), a->d_model, a->d_ff, a->n_heads,
            plural(a->n_heads), a->head_dim, a->n_kv, a->vocab,
-           a->tied ? ", head tied to the embedding" : "");
+           a->tied ? ", head tied to the embedding" : "", texts);
     if (a->n_experts)
         printf("  experts    %" PRId64 " in a layer, %" PRId64
                " for a token; %.1f M of %.1f M "
@@ -261,7 +265,7 @@ static enum err inspect_artifact(const struct args *a, struct memory *mem)
     }
     printf("%s: artifact, %.1f MB, by %s\n", a->pos.item[0], MB * (double)m.total_bytes,
            json_string_value(json_object_get(manifest, "product")));
-    print_arch(mem->arch);
+    print_arch(mem->arch, mem->arch->max_positions);
     TRY_OUT(print_spec(a, art, &m));
     print_memory(mem);
     if (a->memory_table)
@@ -358,7 +362,7 @@ static enum err print_checkpoint(const struct args *a, const struct checkpoint *
     const struct arch *arch = mem->arch;
     printf("%s: checkpoint, %.1f MB, %" PRId64 " tensors\n", a->pos.item[0],
            MB * (double)hf_bytes(c->m), c->c.stored);
-    print_arch(arch);
+    print_arch(arch, arch->max_positions);
     inspect_print_reading(arch, &c->c);
     if (c->packed)
         TRY(inspect_print_packed(arch, &c->p, a->verbose || a->tensors));
@@ -481,7 +485,7 @@ static enum err inspect_shape(const struct args *a, struct memory *mem)
         return print_json(o);
     }
     printf("%s\n", a->shape);
-    print_arch(&arch);
+    print_arch(&arch, 0);
     memory_print(&arch, memory_rows, memory_n_rows, &mem->batch, &mem->length);
     return OK;
 }
