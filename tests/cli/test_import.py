@@ -6,12 +6,9 @@ foreign.py packs random codes, zero points and scales; the artifact must hold ex
 tests/convert/check_artifact.py. All other tensors keep their bytes. Calibration and refinement must change
 only what they may, and an export to the same format must return the tool's own tensors."""
 import json
-import math
 import pathlib
 import re
-import resource
 import shlex
-import struct
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -331,47 +328,6 @@ def test_experts_that_do_not_fit(b):
         path, _ = b.make(model=model, **what)
         said = b.run("convert", path, "--weights-from", path, "-o", b.place("no"), want=2).stderr
         assert text in said, said
-
-
-def make_deep(path, layers):
-    """A phi3 of so many layers, of the smallest sizes, whose projections are packed."""
-    path.mkdir()
-    config = {**tiny.CONFIG, "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "hidden_size": 8,
-              "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 16,
-              "num_hidden_layers": layers, "tie_word_embeddings": True}
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
-    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "pack-quantized",
-                                     "config_groups": {"all": {"targets": ["Linear"], "weights": weights}}}
-    (path / "config.json").write_text(json.dumps(config))
-
-    def ones(name, *shape):
-        return name, "F32", shape, struct.pack("<f", 1) * math.prod(shape)
-
-    named = [ones("model.embed_tokens.weight", 16, 8), ones("model.norm.weight", 8)]
-    for i in range(layers):
-        at = f"model.layers.{i}."
-        named += [ones(at + "input_layernorm.weight", 8), ones(at + "post_attention_layernorm.weight", 8)]
-        for module, rows in (("self_attn.qkv_proj", 24), ("self_attn.o_proj", 8), ("mlp.gate_up_proj", 16),
-                             ("mlp.down_proj", 8)):
-            named += [(f"{at}{module}.weight_packed", "I32", (rows, 1), bytes(4 * rows)),
-                      ones(f"{at}{module}.weight_scale", rows, 1),
-                      (f"{at}{module}.weight_shape", "I64", (2,), struct.pack("<2q", rows, 8))]
-    tiny.write_safetensors(path / "model.safetensors", named)
-
-
-def test_time_of_fused_layers(b):
-    """Opening packed projections that share tensors takes time in proportion to their number."""
-    def seconds(layers):
-        path, least = b.place("deep"), math.inf
-        make_deep(path, layers)
-        for _ in range(2):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            b.run("inspect", path)
-            least = min(least, resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-        return least
-
-    some, more = seconds(512), seconds(2048)
-    assert more < 10 * some, (some, more)
 
 
 def test_conflicts(b):
