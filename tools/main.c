@@ -6,6 +6,7 @@
 #include "kernels/base/log.h"
 #include "tools/cli/cure.h"
 #include "tools/cli/launch.h"
+#include "tools/cli/lost_page.h"
 #include "tools/cli/nearest.h"
 #include "tools/cli/stop.h"
 #include "tools/commands/commands.h"
@@ -201,6 +202,7 @@ static int run_command(const struct command *cmd, int argc, char **argv)
     opt_parse(&a, cmd, argc, argv);
     parsing = false;
     stop_watch(STOP_AT_ONCE);
+    lost_page_watch();
     if (a.quiet)
         log_set_level(LOG_WARN);
     else if (a.verbose)

@@ -95,6 +95,24 @@ def test_the_same_signal_at_once_is_no_second_one(f):
     saved(f, "echoed")
 
 
+def test_a_file_that_is_cut_short(f):
+    """While it is mapped: the message names it, and what is kept stays good."""
+    process = begin(f, "cut")
+    process.send_signal(signal.SIGSTOP)
+    [path] = (f.path / "model").resolve().glob("*.safetensors")
+    whole = path.read_bytes()
+    os.truncate(path, 4096)
+    process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    path.write_bytes(whole)
+    assert process.returncode == 1, (process.returncode, stderr)
+    said = stderr.decode().splitlines()[-2:]
+    assert said[0].startswith(f"wkvq: {path}: cut short while it was in use"), said
+    assert said[1] == "interrupted; cut.state has the finished work, and the same command continues from there", said
+    f.call(f.command("cut"))
+    f.expect_reference("cut", "a cut file")
+
+
 def test_ignored_signals_stay_ignored(f):
     """Signals that are ignored at the start, as by nohup and background jobs of a shell."""
     every = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)

@@ -28,7 +28,7 @@ static struct {
 static char kept[4096];
 static volatile sig_atomic_t keeps; /* kept is whole */
 
-static void say(const char *text)
+void stop_say(const char *text)
 {
     const ssize_t ignored = write(STDERR_FILENO, text, strlen(text));
     (void)ignored;
@@ -41,20 +41,20 @@ static bool aborts(int sig)
     return sig == SIGINT || sig == SIGTERM;
 }
 
-static void say_what_is_kept(void)
+void stop_say_what_is_kept(void)
 {
-    say("\ninterrupted; ");
+    stop_say("\ninterrupted; ");
     if (keeps) {
-        say(kept);
-        say(CONTINUES "\n");
+        stop_say(kept);
+        stop_say(CONTINUES "\n");
     } else {
-        say(NOTHING "\n");
+        stop_say(NOTHING "\n");
     }
 }
 
 static void end_at_once(void)
 {
-    say_what_is_kept();
+    stop_say_what_is_kept();
     _exit(130);
 }
 
@@ -88,7 +88,7 @@ static void stop_at_step(int sig, const siginfo_t *from)
 {
     const bool again = !is_passed_on(from) && is_another(sig, from) && aborts(sig);
     if (!asked && !parent)
-        say("\nstopping after the current step; press Ctrl-C again to abort\n");
+        stop_say("\nstopping after the current step; press Ctrl-C again to abort\n");
     asked = 1;
     if (again) {
         signal(sig, SIG_DFL);

@@ -39,6 +39,9 @@ bool stop_output_closed(void);
 void stop_follow(pid_t parent);
 /* Returns whether a stop was requested; a callback for calib_io.stop. ctx is not used. */
 bool stop_asked(void *ctx);
+/* Writes text to standard error; and what is kept, in a line. Safe in a handler of signals. */
+void stop_say(const char *text);
+void stop_say_what_is_kept(void);
 /* Returns ERR_STOPPED, and says what is kept, if a stop was requested. */
 enum err stop_check(void);
 
