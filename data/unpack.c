@@ -110,6 +110,18 @@ static enum err open_stdin(struct unpacked *u, size_t limit)
     return read_stream(u, STDIN_FILENO, "standard input", limit);
 }
 
+/* Of a name that no file has, adds how a text from elsewhere becomes a file. */
+static enum err refuse_missing(const char *path)
+{
+    const char *advice = "";
+    if (strstr(path, "://"))
+        advice = "; download it first, and give the file";
+    else if (!strchr(file_base_name(path), '.'))
+        advice = "; a data set of the hub is given as its files: download it first, by "
+                 "`hf download --repo-type dataset NAME`";
+    FAIL(ERR_NOT_FOUND, "%s: %s%s", path, strerror(ENOENT), advice);
+}
+
 static enum err open_plain(struct unpacked *u, const char *path, size_t limit)
 {
     struct stat st;
@@ -119,6 +131,8 @@ static enum err open_plain(struct unpacked *u, const char *path, size_t limit)
         return refuse_directory(path);
     if (!stat(path, &st) && S_ISFIFO(st.st_mode))
         return open_stream(u, path, limit);
+    if (lstat(path, &st) && errno == ENOENT)
+        return refuse_missing(path);
     TRY(file_map_open(&u->map, path));
     u->data = (const char *)u->map.data;
     u->bytes = u->map.size;
