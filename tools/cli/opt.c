@@ -227,6 +227,22 @@ bool opt_is_given(const struct args *a, const struct opt *o)
     return false;
 }
 
+/* Refuses an operand, and names the options whose values are often given without a name. */
+static void refuse_operand(const struct argp_state *state, const char *arg)
+{
+    static const char *const often[] = {"prompt", "data", "output"};
+    const struct parse *p = state->input;
+    char named[96] = "";
+    size_t used = 0;
+    for (size_t k = 0; k < ARRAY_LEN(often); k++)
+        for (int i = 0; i < p->n; i++)
+            if (p->opt[i]->name && !strcmp(p->opt[i]->name, often[k]))
+                used += (size_t)snprintf(named + used, sizeof(named) - used, "%s--%s %s",
+                                         used ? " or " : "; did you mean ", often[k],
+                                         p->opt[i]->arg);
+    argp_error(state, "%s: one argument too many%s%s", arg, named, used ? "?" : "");
+}
+
 static error_t parse_key(int key, char *arg, struct argp_state *state)
 {
     struct parse *p = state->input;
@@ -234,7 +250,7 @@ static error_t parse_key(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_ARG:
         if (p->args->pos.n >= p->cmd->max_pos)
-            argp_error(state, "%s: one argument too many", arg);
+            refuse_operand(state, arg);
         p->args->pos.item[p->args->pos.n++] = arg;
         return 0;
     case ARGP_KEY_END:
