@@ -20,26 +20,34 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
-static void report_group(const struct job *j, int lin, int64_t G)
+static void report_group(int64_t in, int64_t G)
 {
-    const int64_t in = arch_in(&j->arch, lin);
     if (G > in)
-        log_info("%s: %" PRId64 " columns, fewer than a group of %" PRId64
+        log_info("weights: rows of %" PRId64 ", fewer than a group of %" PRId64
                  ": one group a row",
-                 lin_module[lin], in, G);
+                 in, G);
     else if (in % G)
-        log_info("%s: %" PRId64 " columns in groups of %" PRId64 ": the last has %" PRId64,
-                 lin_module[lin], in, G, in % G);
+        log_info("weights: rows of %" PRId64 " in groups of %" PRId64
+                 ": the last has %" PRId64,
+                 in, G, in % G);
 }
 
-/* The same format was already reported for an earlier layer. */
-static bool group_seen(const struct weight_spec *w, int64_t layer, int lin, int64_t G)
+/* Returns the size of the groups that divide a projection's rows; 0: none do. */
+static int64_t groups_of(const struct weight_spec *w, int64_t layer, int lin)
 {
-    for (int64_t i = 0; i < layer; i++) {
-        const struct lin_format f = weight_format(w, i, lin);
-        if (f.bits < 16 && f.group_size == G)
-            return true;
-    }
+    const struct lin_format f = weight_format(w, layer, lin);
+    return f.bits < 16 ? f.group_size : 0;
+}
+
+/* A projection before this one has rows of the same length in groups of the same size. */
+static bool group_seen(const struct job *j, const struct weight_spec *w, int64_t layer,
+                       int lin)
+{
+    const int64_t in = arch_in(&j->arch, lin), G = groups_of(w, layer, lin);
+    for (int l = 0; l <= lin; l++)
+        for (int64_t i = 0; i < (l < lin ? j->arch.n_layers : layer); i++)
+            if (arch_in(&j->arch, l) == in && groups_of(w, i, l) == G)
+                return true;
     return false;
 }
 
@@ -47,11 +55,9 @@ static void report_weight_groups(const struct job *j)
 {
     const struct weight_spec w = recipe_weight_spec(&j->recipe);
     for (int l = 0; l < N_LIN; l++)
-        for (int64_t i = 0; i < j->arch.n_layers; i++) {
-            const struct lin_format f = weight_format(&w, i, l);
-            if (f.bits < 16 && f.group_size && !group_seen(&w, i, l, f.group_size))
-                report_group(j, l, f.group_size);
-        }
+        for (int64_t i = 0; i < j->arch.n_layers; i++)
+            if (groups_of(&w, i, l) && !group_seen(j, &w, i, l))
+                report_group(arch_in(&j->arch, l), groups_of(&w, i, l));
 }
 
 static void report_kv_group(const struct job *j, int64_t group_size)
