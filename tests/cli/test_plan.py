@@ -158,6 +158,21 @@ def test_disk(f):
     assert "artifact_bytes" not in f.plan(*COMMANDS["calibrate"])
 
 
+def test_place_is_not_needed(f):
+    """Without -o a plan is the same, and writes nothing."""
+    for command in ("quantize", "calibrate", "refine"):
+        args = COMMANDS[command]
+        at = args.index("-o")
+        nowhere = args[:at] + args[at + 2:]
+        before = snapshot(f.path)
+        free, placed = ({name: value for name, value in f.plan(*how).items()
+                         if not name.endswith("seconds") and name != "memory_available_bytes"} for how in (nowhere, args))
+        assert free == placed and free["state_bytes"] > 0, (command, free, placed)
+        assert snapshot(f.path) == before, command
+        said = f.run(*nowhere, want=2).stderr
+        assert "give -o" in said, (command, said)
+
+
 def parts(text, name):
     """The memory that a section of a plan names, in bytes, and the sum of its parts there."""
     lines = re.search(rf"^{name} .*\n(?:  .*\n)*", text, re.M)[0].splitlines()

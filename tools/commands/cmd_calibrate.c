@@ -18,7 +18,7 @@ static const struct opt options[] = {
     {OPT_HEADING, .help = "Calibration:"},
     {OPT_TEXT, 'o', "output", "STATE", offsetof(struct args, out),
      .help = "Directory for the state; an existing state is resumed (default: none, "
-             "required)"},
+             "required unless --plan)"},
     {OPT_FLAG, .name = "plan", .offset = offsetof(struct args, plan),
      .help = "Print the estimated memory and time, from one measured step, and stop"},
     {OPT_TEXT, .name = "shape", .arg = "MODEL", .offset = offsetof(struct args, shape),
@@ -74,14 +74,15 @@ static enum err run(struct args *a)
     }
     FAIL_IF(a->shape, ERR_USAGE, "--shape needs --plan and excludes MODEL_DIR");
     FAIL_IF(!a->pos.n, ERR_USAGE, "missing argument: want MODEL_DIR");
-    FAIL_IF(!a->out, ERR_USAGE, "no directory for the state: give -o STATE");
+    FAIL_IF(!a->out && !a->plan, ERR_USAGE, "no directory for the state: give -o STATE");
     TRY_OUT(command_job_open(&j, a, a->pos.item[0]));
     TRY_OUT(stage_join(&j));
     if (stage_is_worker(&j)) {
         err = stage_work(&j, a->out);
         goto out;
     }
-    TRY_OUT(state_probe(a->out));
+    if (a->out)
+        TRY_OUT(state_probe(a->out));
     TRY_OUT(stage_prepare(&planned, &j, a->out));
     if (planned) {
         stage_log_ranks(&j);

@@ -13,7 +13,7 @@
 static const struct opt options[] = {
     {OPT_HEADING, .help = "Quantization:"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
-     .help = "Directory for the artifact (default: none, required)"},
+     .help = "Directory for the artifact (default: none, required unless --plan)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
      .help = "Directory for the calibration's state (default: OUT.state; OUT/.wkvq-state "
              "if OUT is a mount point or its parent is not writable). It is removed when "
@@ -75,7 +75,7 @@ const struct command cmd_quantize = {
         "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o SmolLM2-135M-w4kv4\n"
         "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o best \\\n"
         "      -c configs/w4kv4-best.yaml\n"
-        "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o out --plan\n"
+        "  wkvq quantize SmolLM2-135M --data wiki.train.raw --plan\n"
         "  wkvq quantize SmolLM2-135M --data wiki.train.raw -o quick \\\n"
         "      --set calibration.samples=16 --set calibration.seqlen=1024\n",
     .groups = groups,

@@ -18,7 +18,7 @@ static const struct opt options[] = {
     {OPT_HEADING, .help = "Refinement:"},
     {OPT_TEXT, 'o', "output", "OUT", offsetof(struct args, out),
      .help = "Directory for the refined artifact (default: none, required if SOURCE is an "
-             "artifact; a state is refined in place)"},
+             "artifact, unless --plan; a state is refined in place)"},
     {OPT_TEXT, .name = "state", .arg = "STATE", .offset = offsetof(struct args, state),
      .help = "Directory for the progress of an artifact's refinement (default: OUT.state; "
              "OUT/.wkvq-state if OUT is a mount point or its parent is not writable). It is "
@@ -104,7 +104,8 @@ static enum err refine_artifact(struct job *j, struct refine_source *src,
     if (out->dir)
         TRY(check_apart(src, out->dir));
     TRY(output_place(out));
-    TRY(check_apart(src, out->state));
+    if (out->state)
+        TRY(check_apart(src, out->state));
     TRY(recipe_check_runtime(&j->recipe));
     j->makes_artifact = true;
     TRY(stage_join(j));

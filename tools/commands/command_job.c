@@ -60,6 +60,7 @@ struct output command_output(const struct args *a)
                            .force = a->force,
                            .keep_state = a->keep_state,
                            .json = a->json,
+                           .plan = a->plan,
                            .start = (double)time(NULL)};
 }
 

@@ -83,10 +83,11 @@ out:
 
 enum err output_place(struct output *o)
 {
-    FAIL_IF(!o->dir, ERR_USAGE, "no directory for the artifact: give -o OUT");
+    FAIL_IF(!o->dir && !o->plan, ERR_USAGE, "no directory for the artifact: give -o OUT");
     if (!o->given_state)
-        return outdir_state(&o->state, o->dir);
-    TRY(check_apart(o->dir, o->given_state));
+        return o->dir ? outdir_state(&o->state, o->dir) : OK;
+    if (o->dir)
+        TRY(check_apart(o->dir, o->given_state));
     return mem_strdup(&o->state, o->given_state);
 }
 
@@ -100,6 +101,8 @@ enum err output_probe(const char *out_dir, enum outdir_policy policy)
 
 enum err output_check(struct output *o)
 {
+    if (!o->dir)
+        return o->state ? state_probe(o->state) : OK;
     TRY(outdir_recover(o->dir));
     TRY(look_at_state(o));
     if (!o->finished)

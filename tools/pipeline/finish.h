@@ -12,8 +12,11 @@ struct output {
     /* The caller sets these; strings are borrowed. */
     const char *dir, *given_state; /* of the artifact; --state, NULL: the default place */
     bool force, keep_state, json;
+    bool plan;    /* nothing is written, so dir may be NULL */
     double start; /* time(), from which the report counts its seconds */
-    char *state;  /* directory of the state, set by output_place; release with mem_free */
+    char
+        *state; /* directory of the state, set by output_place; release with mem_free; NULL:
+                   * a plan without a dir */
     /* Set by output_check. */
     bool replace;  /* --force, or the artifact was written from this very state */
     bool finished; /* the artifact is verified, and a killed run was removing the state */

@@ -420,7 +420,7 @@ enum err preflight_resources(struct calib_plan *plan, struct job *j, const char 
     TRY(place_refinement(&e, j));
     if (!j->options.plan)
         TRY(check_memory(&e, j));
-    if (is_finished(j, dir))
+    if (!dir || is_finished(j, dir))
         return OK;
     j->state_bytes = preflight_missing(dir, state_need(&e, j));
     const uint64_t streams = plan_stream_disk_bytes(&e);

@@ -14,7 +14,7 @@ enum err preflight_shapes(const struct job *j);
 void preflight_cache(const struct job *j, const char *name, int64_t T);
 /* Warns if refinement changes weights that another tool quantized. */
 void preflight_given(const struct job *j);
-/* Estimates memory and disk of a calibration whose state goes to dir. Sets
+/* Estimates memory and disk of a calibration whose state goes to dir; NULL: only memory. Sets
  * settings.device_bytes and settings.memory_bytes to the bytes left for streams, and
  * j->state_bytes to the bytes that the state still needs. A job that only converts needs nothing
  * of this. Requires j->dev. ERR_USAGE if the GPU has too little memory, or the host if there is no

@@ -11,7 +11,7 @@
 
 /* Opens model, text, windows and device and runs the preflight checks, so that mistakes are
  * found before a long calibration. With --plan it prints the estimates and sets
- * *planned. */
+ * *planned; state_dir may be NULL then. */
 enum err stage_prepare(bool *planned, struct job *j, const char *state_dir);
 /* The last part of stage_prepare: opens the device for the open model and windows. */
 enum err stage_plan(bool *planned, struct job *j, const char *state_dir);

@@ -424,6 +424,9 @@ enum err state_look(struct state_look *out, const char *dir)
 {
     struct state *s = NULL;
     struct state_look look = {0};
+    *out = look;
+    if (!dir)
+        return OK;
     TRY(state_is(&look.is, dir));
     if (look.is) {
         TRY(open_manifest(&s, dir));

@@ -78,7 +78,7 @@ void state_mark(char out[STATE_MARK], const struct state *s);
 /* *crc = a checksum of how far a state is: its identity, and its finished blocks and its
  * unfinished one by the checksums of their files. ERR_MEMORY. */
 enum err state_progress_crc(uint32_t *crc, const struct state *s);
-/* Facts from a state's manifest alone; other files are not read. */
+/* Facts from a state's manifest alone; other files are not read. All are 0 if dir is NULL. */
 struct state_look {
     bool is;       /* dir is a state */
     bool removing; /* its artifact is finished, and some of its files are removed */
