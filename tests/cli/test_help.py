@@ -123,6 +123,8 @@ def test_completed_keys(p):
     assert complete("wkvq", "quantize", "--set", "weights.method", "=", "") == ["rtn", "lwc", "gptq", "given"]
     assert complete("wkvq", "quantize", "--set", "weights.method", "=") == ["rtn", "lwc", "gptq", "given"]
     assert complete("wkvq", "quantize", "--set", "=", "weights.method", "=", "g") == ["gptq", "given"]
+    assert complete("wkvq", "quantize", "--set", "preset", "=", "paper-w4k") == ["paper-w4kv4"]
+    assert len(complete("wkvq", "quantize", "--set", "preset", "=", "")) == 4
     assert complete("wkvq", "quantize", "--set", "kv.past_only", "=", "") == ["true", "false"]
     assert complete("wkvq", "quantize", "--set", "weights.bits", "=", "4", "--dev") == ["--device="]
     assert complete("wkvq", "inspect", "--set", "weights.g") == []

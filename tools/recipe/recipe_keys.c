@@ -4,7 +4,7 @@
 #include "kernels/base/mem.h"
 #include "kernels/tensor/quant.h"
 #include "tools/cli/opt.h"
-#include "tools/recipe/recipe.h"
+#include "tools/recipe/recipe_priv.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -454,6 +454,10 @@ void recipe_print_key_words(void)
 
 void recipe_print_value_words(void)
 {
+    printf("        preset) words=\"");
+    for (size_t i = 0; recipe_preset_name(i); i++)
+        printf("%s\n", recipe_preset_name(i));
+    printf("\" ;;\n");
     for (int i = 0; i < recipe_n_keys; i++) {
         const struct recipe_key *k = &recipe_key[i];
         const char *choices = k->kind == KEY_BOOL ? "true|false" : k->choices;

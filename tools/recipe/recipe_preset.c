@@ -4,8 +4,9 @@
  * not a key of the recipe; states and artifacts record the keys that it sets. */
 #include "kernels/base/mem.h"
 #include "tools/cli/nearest.h"
-#include "tools/recipe/recipe.h"
+#include "tools/recipe/recipe_priv.h"
 
+#include <stdio.h>
 #include <string.h>
 
 struct preset {
@@ -30,9 +31,25 @@ static const struct preset presets[] = {
 };
 /* clang-format on */
 
+const char *recipe_preset_name(size_t i)
+{
+    return i < ARRAY_LEN(presets) ? presets[i].name : NULL;
+}
+
+/* Writes "a, b or c". */
+static void names_text(char *out, size_t room)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < ARRAY_LEN(presets); i++) {
+        const char *before = !i ? "" : i + 1 < ARRAY_LEN(presets) ? ", " : " or ";
+        used += (size_t)snprintf(out + used, room - used, "%s%s", before, presets[i].name);
+    }
+}
+
 enum err recipe_preset(struct recipe *r, const char *name, const char *where)
 {
     struct nearest best = {0};
+    char names[128];
     for (size_t i = 0; i < ARRAY_LEN(presets); i++) {
         const struct preset *p = &presets[i];
         nearest_consider(&best, name, p->name);
@@ -42,8 +59,8 @@ enum err recipe_preset(struct recipe *r, const char *name, const char *where)
             TRY(recipe_set(r, p->set[k], p->set[k + 1], where));
         return OK;
     }
-    FAIL(ERR_USAGE,
-         "%s: preset: '%s': want paper-w4, paper-w4kv4, paper-w4a4 or kivi-like%s%s%s",
-         where, name, best.word ? "; did you mean '" : "", best.word ? best.word : "",
+    names_text(names, sizeof(names));
+    FAIL(ERR_USAGE, "%s: preset: '%s': want %s%s%s%s", where, name, names,
+         best.word ? "; did you mean '" : "", best.word ? best.word : "",
          best.word ? "'?" : "");
 }

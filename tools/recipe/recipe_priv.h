@@ -15,5 +15,7 @@ enum err recipe_set_key(struct recipe *r, const struct recipe_key *k, const char
 enum err recipe_unknown_key(const char *name, const char *where);
 /* Loads a file as recipe_load_yaml() does. preset: another preset replaces the file's own. */
 enum err recipe_read_yaml(struct recipe *r, const char *path, bool preset);
+/* Returns the name of preset i from 0; NULL: there are not that many. */
+const char *recipe_preset_name(size_t i);
 
 #endif
