@@ -12,8 +12,11 @@ typedef void (*log_sink)(void *ctx, enum log_level level, const char *line);
 
 /* Lines of a higher level are dropped. The default is LOG_INFO. */
 void log_set_level(enum log_level level);
-/* Replaces the default sink, which writes to stderr; NULL restores it. */
+/* Replaces the default sink, log_write; NULL restores it. */
 void log_set_sink(log_sink sink, void *ctx);
+/* Writes a line to stderr. A warning is written once: several parts of a command open the same
+ * checkpoint. */
+void log_write(enum log_level level, const char *line);
 void log_line(enum log_level level, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 

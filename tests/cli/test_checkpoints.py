@@ -85,7 +85,7 @@ def test_tied_twice(f):
     f.model("tied", drop(HEAD), tie_word_embeddings=True)
     for name in ("untied", "twice", "tied"):
         said = f.quantize(name)
-        assert ("both are used" in said) == (name == "twice"), said
+        assert said.count("both are used") == (name == "twice"), said  # once, though calibration and verification open it
     f.same("twice", "untied")
     assert HEAD in f.names("twice.q") and HEAD not in f.names("tied.q")
     assert f.ppl("twice") != f.ppl("tied"), "the head was dropped"

@@ -71,11 +71,7 @@ static void sink(void *ctx, enum log_level level, const char *line)
 {
     struct progress *p = ctx;
     erase(p);
-    fprintf(stderr, "%s%s\n",
-            level == LOG_ERROR  ? "error: "
-            : level == LOG_WARN ? "warning: "
-                                : "",
-            line);
+    log_write(level, line);
 }
 
 static bool due(struct progress *p)
