@@ -118,6 +118,30 @@ def test_tune_layers(f):
     assert "kv_loss" in done.stderr and not done.stdout, done.stderr
 
 
+def test_tune_without_trials(f):
+    """The mixes that trials would try, with nothing calibrated or evaluated."""
+    command = [f.wkvq, "tune", "model", "--max-bits", "5.4", "--max-kv-bits", "9", "--json", *TUNE]
+    tried = json.loads(f.call([*command, "-o", "w.yaml"]).stdout)
+    done = f.call([*command, "--no-trials", "-o", "n.yaml"])
+    [taken] = json.loads(done.stdout)
+    both = next(t for t in tried if t["weights_mixed"] and t["kv_mixed"])
+    for name in ("name", "weights_mixed", "kv_mixed", "weight_group", "kv_group"):
+        assert taken[name] == both[name], (name, taken, both)
+    for name in ("weight_bits", "kv_bits"):
+        assert abs(taken[name] - both[name]) < 1e-9, (name, taken, both)
+    assert taken["recommended"] and [taken[name] for name in ("ppl", "increase", "increase_stderr")] == [None] * 3, taken
+    config = config_of(f.path / "n.yaml")
+    assert config["weights.mixed"].strip('"') == both["weights_mixed"] and config["kv.mixed"].strip('"') == both["kv_mixed"], config
+    assert not (f.path / "n.yaml.work/results.jsonl").exists(), "there was a trial"
+    assert "without a trial" in (f.path / "n.yaml").read_text()
+    shown = f.call([*[c for c in command if c != "--json"], "--no-trials", "-o", "n.yaml"]).stdout.splitlines()
+    assert shown[1].split()[-4:] == ["-", "-", "<-", "recommended"], shown
+    for more in (["--uniform"], ["--max-ppl-increase", "5%"]):
+        goal = [] if more[0] == "--max-ppl-increase" else ["--max-bits", "5.4"]
+        said = f.call([f.wkvq, "tune", "model", *goal, "--no-trials", *more, *TUNE], want=2).stderr
+        assert "--no-trials needs --max-bits and excludes --uniform" in said, said
+
+
 def test_tune_trials_keep_their_budget(f):
     """--set changes the configuration that is written; trials have options of their own."""
     if not (f.path / "b.yaml.work").exists():

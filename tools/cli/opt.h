@@ -50,7 +50,7 @@ struct args {
     int64_t cell;
     bool print_cells;
     bool plan, keep_state, keep, force, decode, stats, tensors, no_check, memory_table,
-        per_kind, uniform, refine;
+        per_kind, uniform, no_trials, refine;
     int64_t limit, task_ctx;
     int64_t windows, ctx, chunk, kv_bits, n_tokens, top_k, seed, seqlen, depth;
     int64_t parallel, samples, epochs, blocks, layers, steps, threads, logit_tokens;

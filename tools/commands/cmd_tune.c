@@ -33,6 +33,9 @@ static const struct opt options[] = {
     {OPT_FLAG, .name = "uniform", .offset = offsetof(struct args, uniform),
      .help = "With --max-bits: use one group size for all weights and one for the cache, "
              "without mixes"},
+    {OPT_FLAG, .name = "no-trials", .offset = offsetof(struct args, no_trials),
+     .help = "With --max-bits: take the mixes that have the least estimated loss, and calibrate "
+             "nothing"},
     {OPT_TEXT, 'o', "output", "FILE.yaml", offsetof(struct args, out), .value = "best.yaml",
      .help = "File for the recommended configuration"},
     {OPT_TEXT, .name = "work", .arg = "DIR", .offset = offsetof(struct args, work),
@@ -82,6 +85,9 @@ static enum err read_goal(struct tune_settings *t, const struct args *a)
             "--max-kv-bits needs --max-bits");
     FAIL_IF((a->max_increase || a->uniform) && a->per_kind, ERR_USAGE,
             "--per-kind needs --max-bits and excludes --uniform");
+    FAIL_IF(
+        (a->max_increase || a->uniform) && a->no_trials, ERR_USAGE,
+        "--no-trials needs --max-bits and excludes --uniform, as only mixes are estimated");
     t->max_bits = a->max_bits;
     t->max_kv_bits = a->max_kv_bits;
     return a->max_increase ? read_increase(&t->max_increase, a->max_increase) : OK;
@@ -141,7 +147,8 @@ static enum err add_eval(struct sweep_plan *p, const struct args *a, const struc
 {
     if (a->eval_data.n)
         return OK;
-    log_warn("no --eval: trials are evaluated on their calibration text");
+    if (!a->no_trials)
+        log_warn("no --eval: trials are evaluated on their calibration text");
     for (int i = 0; i < r->data.n; i++)
         TRY(recipe_files_add(&p->eval_data, r->data.path[i]));
     return OK;
@@ -219,8 +226,12 @@ static enum err print_trials(FILE *f, const struct tune *t)
         struct tune_outcome o;
         const int cell = t->tried[i];
         TRY(tune_outcome(&o, t, cell));
-        fprintf(f, "%-28s %7.3f %7.3f %10.4f %+8.2f%% ", t->sweep.plan.cell[cell].name,
-                o.weight_bits, o.kv_bits, o.ppl, 100 * o.increase);
+        fprintf(f, "%-28s %7.3f %7.3f ", t->sweep.plan.cell[cell].name, o.weight_bits,
+                o.kv_bits);
+        if (isfinite(o.ppl))
+            fprintf(f, "%10.4f %+8.2f%% ", o.ppl, 100 * o.increase);
+        else
+            fprintf(f, "%10s %9s ", "-", "-");
         if (isfinite(o.increase_stderr))
             fprintf(f, "%7.2f%%", 100 * o.increase_stderr);
         fprintf(f, "%s\n", cell == t->best ? "  <- recommended" : "");
@@ -254,15 +265,14 @@ static enum err print_json(const struct tune *t)
         tune_pair(&w, &k, t, cell);
         json_array_append_new(
             list,
-            json_pack("{s:s, s:o, s:o, s:o, s:o, s:f, s:f, s:f, s:f, s:o, s:b}", "name",
+            json_pack("{s:s, s:o, s:o, s:o, s:o, s:f, s:f, s:o, s:o, s:o, s:b}", "name",
                       t->sweep.plan.cell[cell].name, "weight_group",
                       group_json(&t->weights, w), "kv_group", group_json(&t->kv, k),
                       "weights_mixed", mix_json(&t->weights, w), "kv_mixed",
                       mix_json(&t->kv, k), "weight_bits", o.weight_bits, "kv_bits",
-                      o.kv_bits, "ppl", o.ppl, "increase", o.increase, "increase_stderr",
-                      isfinite(o.increase_stderr) ? json_real(o.increase_stderr)
-                                                  : json_null(),
-                      "recommended", cell == t->best));
+                      o.kv_bits, "ppl", json_finite(o.ppl), "increase",
+                      json_finite(o.increase), "increase_stderr",
+                      json_finite(o.increase_stderr), "recommended", cell == t->best));
     }
     const enum err err = json_print(list, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(list);
@@ -346,20 +356,30 @@ static enum err next_command(char **out, const struct tune *t, const struct reci
     return err;
 }
 
+/* Writes what a configuration's formats come from, as a comment. */
+static enum err put_origin(struct file_writer *w, const struct tune *t)
+{
+    struct tune_outcome o;
+    TRY(tune_outcome(&o, t, t->best));
+    TRY(file_printf(w,
+                    "# Formats found by `wkvq tune`: %.3f bits per weight, %.3f bits per "
+                    "cache element;\n",
+                    o.weight_bits, o.kv_bits));
+    if (t->settings.no_trials)
+        return file_printf(w, "# the least estimated loss, without a trial.\n");
+    return file_printf(
+        w,
+        "# %+.2f%% of perplexity against full precision, calibrated on %" PRId64
+        " windows in a trial.\n",
+        100 * o.increase, t->settings.samples);
+}
+
 static enum err write_config(struct tune *t, struct recipe *r, const char *path)
 {
     struct file_writer *w = NULL;
-    struct tune_outcome o;
-    TRY(tune_outcome(&o, t, t->best));
     TRY(set_choices(r, t));
     TRY(file_writer_open(&w, path));
-    enum err err =
-        file_printf(w,
-                    "# Formats found by `wkvq tune`: %.3f bits per weight, %.3f bits per "
-                    "cache element;\n"
-                    "# %+.2f%% of perplexity against full precision, calibrated on %" PRId64
-                    " windows in a trial.\n",
-                    o.weight_bits, o.kv_bits, 100 * o.increase, t->settings.samples);
+    enum err err = put_origin(w, t);
     if (!err)
         err = put_config(w, r);
     if (!err)
@@ -391,6 +411,7 @@ static struct tune_settings settings_of(const struct args *a, const char *work)
                                   .recipe = command_recipe_input(a),
                                   .uniform = a->uniform,
                                   .per_kind = a->per_kind,
+                                  .no_trials = a->no_trials,
                                   .samples = a->samples,
                                   .seqlen = a->seqlen,
                                   .epochs = a->epochs,
@@ -417,6 +438,13 @@ static enum err open_sweep(struct tune *t, struct sweep_plan *plan, const struct
     return sweep_open(&t->sweep, &settings, plan);
 }
 
+static enum err search(struct tune *t)
+{
+    if (t->settings.no_trials)
+        return tune_by_estimate(t);
+    return t->settings.max_bits > 0 ? tune_by_bits(t) : tune_by_increase(t);
+}
+
 static enum err run(struct args *a)
 {
     enum err err = OK;
@@ -431,7 +459,7 @@ static enum err run(struct args *a)
     TRY_OUT(recipe_from_input(&r, &t.settings.recipe));
     TRY_OUT(make_plan(&plan, &t, &r, a));
     TRY_OUT(open_sweep(&t, &plan, a));
-    TRY_OUT(t.settings.max_bits > 0 ? tune_by_bits(&t) : tune_by_increase(&t));
+    TRY_OUT(search(&t));
     if (t.best < 0) {
         TRY_OUT(print_trials(stderr, &t)); /* on error, nothing goes to standard output */
         FAIL_OUT(ERR_USAGE,

@@ -124,8 +124,28 @@ static enum err paired(struct estimate *out, const json_t *a, const json_t *b)
     return OK;
 }
 
+static double bits_of(const struct tune_sizes *s, int i)
+{
+    return i < s->n ? s->size[i].bits : s->mix.bits;
+}
+
+static struct tune_outcome untried(const struct tune *t, int cell)
+{
+    int w, k;
+    tune_pair(&w, &k, t, cell);
+    return (struct tune_outcome){.ppl = NAN,
+                                 .increase = NAN,
+                                 .increase_stderr = NAN,
+                                 .weight_bits = bits_of(&t->weights, w),
+                                 .kv_bits = bits_of(&t->kv, k)};
+}
+
 enum err tune_outcome(struct tune_outcome *out, const struct tune *t, int cell)
 {
+    if (t->settings.no_trials) {
+        *out = untried(t, cell);
+        return OK;
+    }
     const json_t *row = result_of(t, cell), *plain = result_of(t, 0);
     struct estimate nats;
     FAIL_IF(!row || !plain, ERR_FORMAT, "%s: lacks a result of cell '%s'", t->sweep.out_dir,
@@ -225,6 +245,16 @@ enum err tune_by_bits(struct tune *t)
         cell[n++] = tune_cell(t, t->weights.n, t->kv.n);
     TRY(tune_try(t, cell, n));
     return take_best(t);
+}
+
+enum err tune_by_estimate(struct tune *t)
+{
+    int w, k;
+    TRY(tune_bounds(&w, &k, t));
+    t->best =
+        tune_cell(t, t->weights.mix.text ? t->weights.n : w, t->kv.mix.text ? t->kv.n : k);
+    t->tried[t->n_tried++] = t->best;
+    return OK;
 }
 
 /* Returns the gain in nats per bit of the step from o to cell. */

@@ -47,6 +47,7 @@ struct tune_settings {
     double max_increase;             /* 0.02: 2% more perplexity than full precision */
     bool uniform;                    /* use no mixes */
     bool per_kind;                   /* mixes use one format per kind in all layers */
+    bool no_trials;                  /* mixes are taken by their estimates alone */
     int64_t samples, seqlen, epochs; /* windows of a trial's calibration */
     bool quiet;                      /* print no progress lines */
     const char *log_json;            /* file for progress; NULL: none */
@@ -76,11 +77,14 @@ int tune_choices(const struct tune_sizes *s);
 enum err tune_bounds(int *w, int *k, const struct tune *t);
 /* Runs the unfinished trials among these and marks them as tried. */
 enum err tune_try(struct tune *t, const int *cell, int n);
-/* Computes the score of a tried cell. */
+/* Computes the score of a tried cell. Without trials it has only bits, and NAN for the rest. */
 enum err tune_outcome(struct tune_outcome *out, const struct tune *t, int cell);
 
 /* Fills t->best for --max-bits. ERR_USAGE if no candidate has so few bits. */
 enum err tune_by_bits(struct tune *t);
+/* Fills t->best with the mix of each side that has one, and else with the finest group size within
+ * --max-bits, without a trial. Errors as for tune_by_bits(). */
+enum err tune_by_estimate(struct tune *t);
 /* Finds the fewest bits, summed over weights and cache, within the increase. It starts from
  * the coarsest pair and refines one step at a time. best stays -1 if none fits. */
 enum err tune_by_increase(struct tune *t);
