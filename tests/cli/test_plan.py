@@ -192,32 +192,6 @@ def test_memory_is_the_sum_of_its_parts(f):
             assert abs(whole / sum_of_parts - 1) < 0.01, (config, name, whole, sum_of_parts, text)
 
 
-def test_what_does_not_fit_is_named(f):
-    """Of calibration and refinement, each is said not to fit if its memory is not there, and only then."""
-    if b"__asan_init" in pathlib.Path(f.wkvq).read_bytes():
-        raise harness.Skip("AddressSanitizer reserves more addresses than the limit leaves")
-
-    def plan(limit, *how):
-        args = ["calibrate", "--plan", "--shape", "tinyllama-1.1b", "-j1", *harness.words(["refine.samples=64", "crr.blocks=0"])]
-        return f.call(["bash", "-c", f'ulimit -v {limit // 1024}; exec "$@"', "bash", f.wkvq, *args, *how]).stdout
-
-    def refused(text):
-        return [name for name in ("memory", "refinement")
-                if "IT DOES NOT FIT" in re.search(rf"^{name} .*\n(?:  .*\n)*", text, re.M)[0]]
-
-    limit = 8 << 30
-    sizes = json.loads(plan(limit, "--json"))
-    used = limit - sizes["memory_available_bytes"]
-    if used > 2 << 30:
-        raise harness.Skip("less than 6 GiB are available")
-    calibration = sum(sizes[name] for name in ("weights_bytes", "activations_bytes", "parameters_bytes"))
-    refinement = sum(sizes["refinement"][name] for name in ("device_bytes", "host_bytes"))
-    assert 1.5 * calibration < refinement, sizes
-    assert refused(plan(limit)) == []
-    assert refused(plan(used + int(0.95 * refinement))) == ["refinement"]
-    assert refused(plan(used + int(0.95 * calibration))) == ["memory", "refinement"]
-
-
 def test_every_command_with_a_plan_is_tested(f):
     names = f.run("--completion").stdout.split('_wkvq_commands="')[1].split('"')[0].split()
     planned = {name for name in names if "--plan" in f.run(name, "--help").stdout.split()}

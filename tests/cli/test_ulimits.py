@@ -133,6 +133,29 @@ def test_plan_names_the_limit(f):
     assert "(limit: RLIMIT_AS (ulimit -v))" in text and "threads              1 (limit: run.threads)" in text, text
 
 
+def test_what_does_not_fit_is_named(f):
+    """Of calibration and refinement, a plan says of each that it does not fit if its memory is not there, and only then."""
+    def plan(limit, *how):
+        args = ["calibrate", "--plan", "--shape", "tinyllama-1.1b", "-j1", *harness.words(["refine.samples=64", "crr.blocks=0"])]
+        return f.call([f.wkvq, *args, *how], limit=f"-v {limit // 1024}").stdout
+
+    def refused(text):
+        return [name for name in ("memory", "refinement")
+                if "IT DOES NOT FIT" in re.search(rf"^{name} .*\n(?:  .*\n)*", text, re.M)[0]]
+
+    limit = 8 << 30
+    sizes = json.loads(plan(limit, "--json"))
+    used = limit - sizes["memory_available_bytes"]
+    if used > 2 << 30:
+        raise harness.Skip("less than 6 GiB are available")
+    calibration = sum(sizes[name] for name in ("weights_bytes", "activations_bytes", "parameters_bytes"))
+    refinement = sum(sizes["refinement"][name] for name in ("device_bytes", "host_bytes"))
+    assert 1.5 * calibration < refinement, sizes
+    assert refused(plan(limit)) == []
+    assert refused(plan(used + int(0.95 * refinement))) == ["refinement"]
+    assert refused(plan(used + int(0.95 * calibration))) == ["memory", "refinement"]
+
+
 def test_memory_is_checked_before_the_work(f):
     """A calibration that cannot fit is refused; with --memory it is tried anyway."""
     big = ["calibration.seqlen=256", "calibration.samples=2", "calibration.epochs=1", "weights.group_size=16",
