@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,14 +42,24 @@ bool plot_available(void)
     return pid > 0 && wait_ok(pid);
 }
 
+/* A file in memory: no directory for temporary files is needed. */
+static FILE *open_script(void)
+{
+    const int fd = memfd_create("gnuplot", MFD_CLOEXEC);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "w+");
+    if (fd >= 0 && !f)
+        close(fd);
+    return f;
+}
+
 enum err plot_begin(struct plot *p, int width, int height)
 {
     *p = (struct plot){.width = width, .height = height};
     p->over = open_memstream(&p->over_text, &p->over_bytes);
-    p->script = tmpfile();
+    p->script = open_script();
     if (!p->script || !p->over) {
         plot_abort(p);
-        FAIL(ERR_IO, "cannot make a temporary file: %s", strerror(errno));
+        FAIL(ERR_IO, "cannot make a file in memory for a picture: %s", strerror(errno));
     }
     fprintf(p->script,
             "set terminal svg size %d,%d dynamic noenhanced font \"sans-serif,12\"\n"
