@@ -41,6 +41,7 @@ enum err dev_report_loss(struct dev_report *r, int64_t at, const struct tensor *
                          const struct loss_inputs *in)
 {
     struct dev *d = r->dev;
+    WANT(at >= 0 && at < r->n, "report: loss %" PRId64 " of %" PRId64, at, r->n);
     if (!d->ops.loss_to) {
         TRY(dev_loss(d, &r->loss[at], dy, in));
         if (!isfinite(r->loss[at]))
@@ -69,9 +70,16 @@ enum err dev_report_check(struct dev_report *r, const struct tensor *x)
     OP_END(DEV_OPTIMIZER, started);
 }
 
+static enum err check_slot(int slot)
+{
+    WANT(slot >= 0 && slot < REPORT_SLOTS, "report: slot %d of %d", slot, REPORT_SLOTS);
+    return OK;
+}
+
 enum err dev_report_send(struct dev_report *r, int slot)
 {
     struct dev *d = r->dev;
+    TRY(check_slot(slot));
     if (!d->ops.send) {
         memcpy(r->copy[slot], r->loss, dev_report_bytes(r->n));
         return OK;
@@ -84,6 +92,7 @@ enum err dev_report_send(struct dev_report *r, int slot)
 enum err dev_report_read(struct dev_report *r, int slot, const double **loss, bool *bad)
 {
     struct dev *d = r->dev;
+    TRY(check_slot(slot));
     FAIL_IF(d->failed, d->failed, "report: device %s has already failed", d->ops.name);
     if (d->ops.sent)
         d->ops.sent(d, slot);

@@ -30,7 +30,7 @@ size_t dev_report_bytes(int64_t n);
 enum err dev_report_open(struct dev_report *r, struct dev *d, int64_t n);
 void dev_report_close(struct dev_report *r); /* accepts a zeroed or half-built one */
 
-/* As dev_loss(), but loss `at` of the report is written, and nothing waits. A loss that is not
+/* As dev_loss(), but loss `at` < n of the report is written, and nothing waits. A loss that is not
  * finite sets bad. */
 enum err dev_report_loss(struct dev_report *r, int64_t at, const struct tensor *dy,
                          const struct loss_inputs *in);

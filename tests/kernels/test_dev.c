@@ -296,6 +296,14 @@ static void narrow_elements(void **state)
     refused(dev_rope(dev, &heads, &half, &n_half, false));
     assert_int_equal(dev_report_open(&report, dev, 1), OK);
     refused(dev_report_check(&report, &n));
+    for (int64_t at = -1; at <= 1; at += 2)
+        refused(dev_report_loss(&report, at, NULL, &(struct loss_inputs){&x, &x}));
+    for (int slot = -1; slot <= REPORT_SLOTS; slot += REPORT_SLOTS + 1) {
+        const double *read;
+        bool bad;
+        refused(dev_report_send(&report, slot));
+        refused(dev_report_read(&report, slot, &read, &bad));
+    }
     dev_report_close(&report);
     const struct tensor list = spaced(half), six = tensor_1d(mem, DT_F32, 6);
     refused(dev_exp(dev, &list, &six));
