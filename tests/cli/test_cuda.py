@@ -82,6 +82,22 @@ def test_plan_fits_or_says_so(f):
     assert plan["seconds"] > 0, plan
 
 
+def test_streams_on_the_host(f):
+    """They get what the copy of the block in work leaves of the budget."""
+    def plan(*more, **card):
+        done = f.calibrate("none", "cuda", "--plan", "--json", "--set", "calibration.samples=8", *more, **card)
+        expect(done, 0)
+        return json.loads(done.stdout)
+
+    all_on_card = plan()
+    card = (1 << 34) - all_on_card["device_usable_bytes"] + all_on_card["device_bytes"] - 1
+    on_host = plan("--memory", "1G", MEMORY=card)
+    assert on_host["streams"] == "memory" and on_host["host_bytes"] > on_host["stream_bytes"], on_host
+    for budget, place in ((0, "memory"), (-1, "disk")):
+        tight = plan("--memory", str(int(on_host["host_bytes"]) + budget), MEMORY=card)
+        assert tight["streams"] == place, (budget, tight)
+
+
 def test_cpu_goes_on_where_a_gpu_failed(f):
     """Fails at calls of a complete run, late enough that a block or a part of one is saved."""
     kept = set()

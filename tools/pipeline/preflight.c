@@ -281,7 +281,7 @@ static enum err place_streams(struct calib_plan *plan, struct plan_estimate *e,
     TRY(calib_plan(plan, &j->arch, s));
     const uint64_t fixed = plan_fixed_bytes(plan);
     s->device_bytes = minus(e->usable_bytes, fixed + DEV_UPLOAD_BYTES);
-    s->memory_bytes = e->own_memory ? budget : minus(budget, fixed);
+    s->memory_bytes = minus(budget, e->own_memory ? plan_host_bytes(plan) : fixed);
     TRY(calib_plan(plan, &j->arch, s));
     if (!e->own_memory && !j->only_refines && fixed > budget)
         log_warn("one block and the %" PRId64 " after it need %s, more than the %s of "
@@ -357,7 +357,8 @@ static enum err check_refine_fit(const struct plan_estimate *e, const struct job
 static enum err check_fit(const struct plan_estimate *e, const struct job *j)
 {
     const uint64_t card = calib_plan_device_bytes(e->plan),
-                   host = plan_fixed_bytes(e->plan);
+                   host =
+                       e->own_memory ? plan_host_bytes(e->plan) : plan_fixed_bytes(e->plan);
     char what[80], advice[128];
     snprintf(what, sizeof(what), "one block and the %" PRId64 " after it need",
              j->recipe.crr_blocks);
@@ -365,9 +366,12 @@ static enum err check_fit(const struct plan_estimate *e, const struct job *j)
              or_bf16(j));
     if (e->own_memory && card > e->usable_bytes)
         return too_little_card(e, what, card, advice);
-    if (!e->own_memory && !j->recipe.memory && host > e->memory.amount)
-        return too_little_memory(e, what, host, advice);
-    return OK;
+    if (j->recipe.memory || !e->memory.amount || host <= e->memory.amount)
+        return OK;
+    if (e->own_memory)
+        return too_little_memory(e, "the host's copies of one block need", host,
+                                 "free some");
+    return too_little_memory(e, what, host, advice);
 }
 
 static enum err check_memory(const struct plan_estimate *e, const struct job *j)

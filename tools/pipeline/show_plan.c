@@ -16,12 +16,16 @@ uint64_t plan_fixed_bytes(const struct calib_plan *p)
            p->saved_bytes;
 }
 
+uint64_t plan_host_bytes(const struct calib_plan *p)
+{
+    return (uint64_t)p->host_bytes + p->saved_bytes + DEV_UPLOAD_BYTES;
+}
+
 static double host_bytes(const struct plan_estimate *e)
 {
     const struct calib_plan *p = e->plan;
     const double streams = p->streams == STREAM_MEMORY ? (double)p->stream_bytes : 0;
-    const double own = (double)p->host_bytes + (double)p->saved_bytes;
-    return streams + (e->own_memory ? own + DEV_UPLOAD_BYTES
+    return streams + (e->own_memory ? (double)plan_host_bytes(p)
                                     : (double)plan_fixed_bytes(p) + (double)p->slot_bytes);
 }
 
@@ -75,11 +79,21 @@ static bool refine_fits(const struct plan_estimate *e)
     return !memory || plan_refine_fixed_bytes(&e->refine) <= memory;
 }
 
+static bool card_fits(const struct plan_estimate *e)
+{
+    return calib_plan_device_bytes(e->plan) <= e->usable_bytes;
+}
+
+static bool host_fits(const struct plan_estimate *e)
+{
+    const uint64_t need =
+        e->own_memory ? plan_host_bytes(e->plan) : plan_fixed_bytes(e->plan);
+    return !e->memory.amount || need <= e->memory.amount;
+}
+
 static bool calib_fits(const struct plan_estimate *e)
 {
-    if (e->own_memory)
-        return calib_plan_device_bytes(e->plan) <= e->usable_bytes;
-    return !e->memory.amount || plan_fixed_bytes(e->plan) <= e->memory.amount;
+    return host_fits(e) && (!e->own_memory || card_fits(e));
 }
 
 bool plan_fits(const struct plan_estimate *e)
@@ -233,7 +247,7 @@ static void print_card(const struct plan_estimate *e)
     snprintf(has, sizeof(has), " of %s (card: %s)%s, of which",
              size_text(usable, (double)e->usable_bytes),
              size_text(card, (double)e->card_bytes),
-             calib_fits(e) ? "" : ": IT DOES NOT FIT");
+             card_fits(e) ? "" : ": IT DOES NOT FIT");
     print_size("GPU memory", (double)calib_plan_device_bytes(p), has);
     print_parts(p);
     print_size("  upload", DEV_UPLOAD_BYTES, ", and as much page-locked");
@@ -242,7 +256,9 @@ static void print_card(const struct plan_estimate *e)
     else
         print_size("  slots", (double)p->slot_bytes, " of streams");
     print_size("memory", host_bytes(e),
-               p->streams == STREAM_MEMORY ? ", streams, page-locked" : "");
+               !host_fits(e)                 ? ": IT DOES NOT FIT"
+               : p->streams == STREAM_MEMORY ? ", streams, page-locked"
+                                             : "");
 }
 
 /* Returns what the process needs in memory to refine, where the device has none of its own. */

@@ -37,6 +37,8 @@ struct plan_estimate {
 /* Returns the bytes that must be in memory: weights, activations and parameters of the
  * blocks being trained, and what the host holds besides. */
 uint64_t plan_fixed_bytes(const struct calib_plan *p);
+/* Returns what the host holds beside a device with its own memory: without streams. */
+uint64_t plan_host_bytes(const struct calib_plan *p);
 /* Returns the same for refinement: of the device; with what a device with its own memory needs
  * besides; of the host, the layers and the copy of the progress that is saved; device and host
  * together. */
