@@ -25,6 +25,16 @@ rc=0
 [ "$(wc -l <"$dir/bare/results.jsonl")" = 1 ] || fail 'more than one line without a GPU'
 grep -q '"outcome": "failed".*"note": ".*device' "$dir/bare/results.jsonl" || fail 'the missing GPU is not named'
 
+# Libraries are also searched in the packages of a Python that is in no active environment.
+mkdir "$dir/path"
+printf '#!/bin/sh\necho /opt/python/lib/python3.12/site-packages/nvidia\n' >"$dir/path/python3"
+# shellcheck disable=SC2016
+printf '#!/bin/sh\necho "searched below $VIRTUAL_ENV" >&2\nexit 1\n' >"$dir/path/wkvq"
+chmod +x "$dir/path/python3" "$dir/path/wkvq"
+folder packages "$dir/path/wkvq"
+(cd "$dir/packages" && env -i PATH="$dir/path:$PATH" ./gpu-check >"$dir/packages.out" 2>&1) || rc=$?
+grep -q '"note": "searched below /opt/python"' "$dir/packages/results.jsonl" || fail 'the packages of Python are not searched'
+
 folder emulated "$emu"
 "$script" --emulate "$dir/emulated" --out "$dir/first" >"$dir/emulated.out" 2>&1 || fail 'the emulated run failed'
 grep -q '^== parity: exit 0' "$dir/first/log.txt" || fail 'the log lacks a check'
