@@ -5,7 +5,7 @@ EMU_MUTANT chooses one.
 
 mutate.py ROOT OUT...: writes the files OUT, named mutant_FILE after those of kernels/cuda.
 mutate.py --names: prints the mutants, one per line.
-mutate.py --caught NAME CHECKOP COPIES CUDNN STEPS: runs the mutant's test. `none` must pass all of them, one case of 7.
+mutate.py --caught NAME CHECKOP CARD COPIES CUDNN STEPS: runs the mutant's test. `none` must pass all of them, one case of 7.
 
 If the text that a mutant replaces is missing, the build fails.
 """
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 
-COPIES, CUDNN, STEPS = PROGRAMS = "copies", "cudnn", "steps"  # test_copies, test_cudnn, test_steps; else operations of checkop
+CARD, COPIES, CUDNN, STEPS = PROGRAMS = "card", "copies", "cudnn", "steps"  # test_card, ...; else operations of checkop
 
 # name: (file, anchor, the text soon after it that is replaced, its replacement, test). A statement is left out instead.
 MUTANTS = {
@@ -84,7 +84,7 @@ MUTANTS = {
     "quad-stride": ("cuda_elem.cu", "void each_piece(", "gridDim.y", "gridDim.y + 1", "add"),
     "rope-head": ("cuda_elem.cu", "struct rope_pairs {", "h * d + k", "2 * h * half + k", "rope"),
     "rope-pair": ("cuda_elem.cu", "struct rope_pairs {", "x2 * co + x1 * si", "x2 * co - x1 * si", "rope"),
-    "old-gpu-accepted": ("cuda_find.cu", "enum err find_gpu(", "p.major < 8", "p.major < 7", COPIES),
+    "old-gpu-accepted": ("cuda_find.cu", "enum err find_gpu(", "p.major < 8", "p.major < 7", CARD),
     "kv-one-token": ("cuda_kv.cu", "void fake_quant_kv_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1",
                      "fake_quant_kv_bwd"),
     "kv-tile-sum": ("cuda_kv.cu", "void kv_sum_kernel(", "i < tiles", "i < tiles - 1", "fake_quant_kv_bwd"),
