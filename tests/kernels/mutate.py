@@ -84,6 +84,7 @@ MUTANTS = {
     "quad-stride": ("cuda_elem.cu", "void each_piece(", "gridDim.y", "gridDim.y + 1", "add"),
     "rope-head": ("cuda_elem.cu", "struct rope_pairs {", "h * d + k", "2 * h * half + k", "rope"),
     "rope-pair": ("cuda_elem.cu", "struct rope_pairs {", "x2 * co + x1 * si", "x2 * co - x1 * si", "rope"),
+    "code-not-looked-for": ("cuda_find.cu", "enum err check_code(", "lacks_code(e)", "false", CARD),
     "old-gpu-accepted": ("cuda_find.cu", "enum err find_gpu(", "p.major < 8", "p.major < 7", CARD),
     "kv-one-token": ("cuda_kv.cu", "void fake_quant_kv_bwd_kernel(", "t < (tile + 1) * TOKENS", "t < (tile + 1) * TOKENS - 1",
                      "fake_quant_kv_bwd"),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The cuda device where there is no GPU, or an old one, and with an old driver. */
+ * The cuda device where there is no GPU, or an old one, with an old driver, or that the build has no code for. */
 #include "kernels/cuda/emu/emu_card.h"
 #include "kernels/dev.h"
 
@@ -36,6 +36,11 @@ static void test_cards_that_do_not_do(void **state)
     c->major = 7;
     c->minor = 5;
     refused(ERR_SUPPORT, "has compute capability 7.5, bf16 needs 8.0; use --device cpu");
+    *c = was;
+    c->no_code = true;
+    refused(ERR_SUPPORT, "no code for CUDA kernels emulated on the CPU, compute capability "
+                         "8.0 (no kernel image is available for execution on the device); "
+                         "build with -Dgpu_arch=80, or use --device cpu");
     *c = was;
     for (c->fail_at = 1; c->fail_at <= 4; c->fail_at++)
         refused(c->fail_at == 1 ? ERR_SUPPORT : ERR_DEVICE, "illegal memory access");

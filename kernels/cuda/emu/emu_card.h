@@ -40,6 +40,7 @@ struct emu_card {
     /* A function that it lacks, and one that fails, or "capture": products in one; NULL: none. */
     const char *cublaslt_lacks, *cublaslt_fails;
     bool cublaslt_refuses; /* it has no algorithm */
+    bool no_code;          /* the build has no code for it */
     long cublaslt_runs;    /* products that it has computed */
 };
 

@@ -24,7 +24,12 @@ enum {
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
+    cudaErrorInvalidDeviceFunction = 98,
     cudaErrorNoDevice = 100,
+    cudaErrorNoKernelImageForDevice = 209,
+    cudaErrorInvalidPtx = 218,
+    cudaErrorJitCompilerNotFound = 221,
+    cudaErrorUnsupportedPtxVersion = 222,
     cudaErrorIllegalAddress = 700,
     cudaErrorLaunchFailure = 719,
     cudaErrorNotSupported = 801,
@@ -79,6 +84,8 @@ static inline const char *cudaGetErrorString(cudaError_t e)
         return "the driver is older than the runtime";
     case cudaErrorNoDevice:
         return "no CUDA-capable device is detected";
+    case cudaErrorNoKernelImageForDevice:
+        return "no kernel image is available for execution on the device";
     case cudaErrorIllegalAddress:
         return "an illegal memory access was encountered";
     case cudaErrorNotSupported:
@@ -125,6 +132,15 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
     p->totalGlobalMem = (size_t)emu_card()->total;
     snprintf(p->uuid.bytes, sizeof(p->uuid.bytes), "%ld", emu_card()->number);
     return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+};
+
+template <class K> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, K *)
+{
+    struct emu_card *c = emu_card();
+    return c->last = c->no_code ? cudaErrorNoKernelImageForDevice : cudaSuccess;
 }
 
 static inline cudaError_t cudaMemGetInfo(size_t *free, size_t *total)

@@ -17,6 +17,32 @@ static void version_text(char out[32], int v)
     snprintf(out, 32, "%d.%d", v / 1000, v % 1000 / 10);
 }
 
+/* The build has code for it where it has code for all kernels. */
+__global__ void probe_kernel(void)
+{
+}
+
+static bool lacks_code(cudaError_t e)
+{
+    return e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction ||
+           e == cudaErrorUnsupportedPtxVersion || e == cudaErrorInvalidPtx ||
+           e == cudaErrorJitCompilerNotFound;
+}
+
+/* Other failures, as of the context that this makes, are for the next call. */
+static enum err check_code(const cudaDeviceProp *p)
+{
+    cudaFuncAttributes of;
+    const cudaError_t e = cudaFuncGetAttributes(&of, probe_kernel);
+    if (e != cudaSuccess)
+        cudaGetLastError();
+    FAIL_IF(lacks_code(e), ERR_SUPPORT,
+            "device cuda: this build has no code for %s, compute capability %d.%d (%s); "
+            "build with -Dgpu_arch=%d%d, or use --device cpu",
+            p->name, p->major, p->minor, cudaGetErrorString(e), p->major, p->minor);
+    return OK;
+}
+
 enum err find_gpu(struct dev *d)
 {
     int n = 0, driver = 0, runtime = 0;
@@ -40,6 +66,7 @@ enum err find_gpu(struct dev *d)
             "device cuda: %s has compute capability %d.%d, bf16 needs 8.0; use --device "
             "cpu",
             p.name, p.major, p.minor);
+    TRY(check_code(&p));
     snprintf(d->about, sizeof(d->about), "%s, %.1f GiB, compute capability %d.%d", p.name,
              (double)p.totalGlobalMem / 1073741824.0, p.major, p.minor);
     return OK;
