@@ -20,9 +20,7 @@ enum err streams_open(struct dev *d)
         e = cudaEventCreateWithFlags(&g->copied, cudaEventDisableTiming);
     for (int i = 0; i < REPORT_SLOTS && e == cudaSuccess; i++)
         e = cudaEventCreateWithFlags(&g->sent[i], cudaEventDisableTiming);
-    FAIL_IF(e != cudaSuccess, ERR_DEVICE, "device %s: %s", d->ops.name,
-            cudaGetErrorString(e));
-    return OK;
+    return went_well(d, e, "context") ? OK : d->failed;
 }
 
 void streams_close(struct dev *d)

@@ -92,6 +92,7 @@ MUTANTS = {
     "gemm-leading-dimension": ("cuda_lib.cu", "void lib_gemm(", "(int)row_distance(b)", "(int)b->ld", "gemm"),
     "gemm-transpose": ("cuda_lib.cu", "void lib_gemm(", "kind == GEMM_TN", "kind == GEMM_NN", "gemm"),
     "gemm-beta": ("cuda_lib.cu", "void lib_gemm(", "accumulate ? 1.0f : 0.0f", "1.0f", "gemm"),
+    "gemm-blamed": ("cuda_lib.cu", "void lib_gemm(", 'earlier_work_went_well(d, "gemm")', "true", CARD),
     "sum-order": ("cuda_lib.cu", "cublasStatus_t set_wishes(", "CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE",
                   "CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE", "gemm_add"),
     "sum-alignment": ("cuda_lib.cu", "cublasStatus_t set_wishes(", "(uint32_t)p->shape.aligned[i]", "256u", "gemm_add"),

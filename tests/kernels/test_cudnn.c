@@ -296,6 +296,12 @@ static void test_library_does_not_start(void **state)
     c->cudnn_lacks = NULL;
     c->cudnn_fails = "cudnnCreate";
     says("; attention: own kernels (cuDNN: CUDNN_STATUS_EXECUTION_FAILED)", 0);
+    c->cudnn_status = 4004; /* of device memory: an error, and no other algorithm */
+    struct dev *d = NULL;
+    err_clear();
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"cuda-emu", 1}), ERR_MEMORY);
+    assert_non_null(strstr(err_text(), "WKVQ_CUDNN=none in the environment, needs less"));
+    c->cudnn_status = 0;
     c->cudnn_fails = "cudnnSetStream";
     says("; attention: own kernels (cuDNN: CUDNN_STATUS_EXECUTION_FAILED)", 0);
     c->cudnn_fails = NULL;

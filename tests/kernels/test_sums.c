@@ -207,6 +207,33 @@ static void test_failures(void **state)
     }
 }
 
+/* A lack of memory is an error where it shows, and no other way to add: the bits of a sum do not
+ * depend on the memory that is free. */
+static void test_too_little_memory(void **state)
+{
+    static const char *const functions[] = {"cublasLtMatmulAlgoGetHeuristic",
+                                            "cublasLtMatmul"};
+    struct emu_card *c = emu_card();
+    struct dev *d = NULL;
+    c->cublaslt_lacks_memory = true;
+    c->cublaslt_fails = "cublasLtCreate";
+    err_clear();
+    assert_int_equal(dev_open(&d, &(struct dev_settings){"cuda-emu", 1}), ERR_MEMORY);
+    assert_non_null(strstr(err_text(), "cuBLASLt does not start: CUBLAS_STATUS_ALLOC"));
+    for (size_t i = 0; i < sizeof(functions) / sizeof(*functions); i++) {
+        c->cublaslt_fails = NULL;
+        struct sum s = open_sum(MOST_K);
+        c->cublaslt_fails = functions[i];
+        err_clear();
+        assert_int_equal(add(&s), ERR_MEMORY);
+        assert_non_null(strstr(err_text(), "gemm: cuBLASLt: CUBLAS_STATUS_ALLOC_FAILED"));
+        close_sum(&s);
+    }
+    c->cublaslt_lacks_memory = false;
+    c->cublaslt_fails = NULL;
+    assert_int_equal(c->live, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -215,6 +242,7 @@ int main(void)
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_in_place),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_too_little_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -77,6 +77,12 @@ void emu_card_opened(void)
     emu_clear();
 }
 
+bool emu_card_fails_next(void)
+{
+    const struct emu_card *c = emu_card();
+    return c->failed || c->calls + 1 == c->fail_at;
+}
+
 int emu_card_call(void)
 {
     struct emu_card *c = emu_card();

@@ -33,15 +33,17 @@ struct emu_card {
     /* A function that it lacks, and one that fails; NULL: none. */
     const char *cudnn_lacks, *cudnn_fails;
     int cudnn_refuses; /* its first configurations for a graph that it cannot plan with */
-    int cudnn_status;  /* what it says then; 0: not supported */
-    long cudnn_runs;   /* plans that it has executed */
+    int cudnn_status; /* what it, or a cudnnCreate that fails, says then; 0: not supported */
+    long cudnn_runs;  /* plans that it has executed */
     int nccl_fails_in; /* its calls until one fails on rank 1; 0: none does */
     int cublaslt;      /* version of the library (emu_cublaslt.h); 0: it is not there */
     /* A function that it lacks, and one that fails, or "capture": products in one; NULL: none. */
     const char *cublaslt_lacks, *cublaslt_fails;
-    bool cublaslt_refuses; /* it has no algorithm */
-    bool no_code;          /* the build has no code for it */
-    long cublaslt_runs;    /* products that it has computed */
+    bool cublaslt_refuses;      /* it has no algorithm */
+    bool cublaslt_lacks_memory; /* so says the function that fails */
+    bool cublas_lacks_memory;   /* so say functions of cuBLAS */
+    bool no_code;               /* the build has no code for it */
+    long cublaslt_runs;         /* products that it has computed */
 };
 
 #ifdef __cplusplus
@@ -54,6 +56,8 @@ extern "C" {
 struct emu_card *emu_card(void);
 /* Called before a device is opened: forgets calls, failures and reports. */
 void emu_card_opened(void);
+/* Returns whether the next runtime call fails. */
+bool emu_card_fails_next(void);
 /* Counts a runtime call and returns its error. */
 int emu_card_call(void);
 /* The same of a call that a capture does not allow, and which spoils it. */

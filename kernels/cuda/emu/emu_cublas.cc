@@ -71,6 +71,8 @@ void emu::multiply(const product &p)
 cublasStatus_t cublasCreate_v2(cublasHandle_t *out)
 {
     *out = new emu_cublas{emu::DEFAULT};
+    if (emu_card()->cublas_lacks_memory)
+        return CUBLAS_STATUS_ALLOC_FAILED;
     return emu_card_call() ? CUBLAS_STATUS_NOT_INITIALIZED : CUBLAS_STATUS_SUCCESS;
 }
 
@@ -109,8 +111,12 @@ const char *cublasGetStatusString(cublasStatus_t s)
         return "CUBLAS_STATUS_SUCCESS";
     case CUBLAS_STATUS_NOT_INITIALIZED:
         return "CUBLAS_STATUS_NOT_INITIALIZED";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+        return "CUBLAS_STATUS_ALLOC_FAILED";
     case CUBLAS_STATUS_INVALID_VALUE:
         return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_EXECUTION_FAILED:
+        return "CUBLAS_STATUS_EXECUTION_FAILED";
     default:
         return "CUBLAS_STATUS_NOT_SUPPORTED";
     }
@@ -134,6 +140,10 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a,
         return CUBLAS_STATUS_INVALID_VALUE;
     if (!emu::types_fit(p))
         return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (emu_card()->cublas_lacks_memory)
+        return CUBLAS_STATUS_ALLOC_FAILED;
+    if (emu_card_fails_next()) /* as after the fault of a kernel, whose launch has succeeded */
+        return CUBLAS_STATUS_EXECUTION_FAILED;
     emu::queue(h->stream, [=] { emu::multiply(p); });
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -93,6 +93,8 @@ bool as_aligned(const product &p, const cublasLtMatmulAlgo_t *algo)
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *out)
 {
     *out = new emu_lt{true};
+    if (emu_card()->cublaslt_lacks_memory && fails("cublasLtCreate"))
+        return CUBLAS_STATUS_ALLOC_FAILED;
     return emu_card_call() || fails("cublasLtCreate") ? CUBLAS_STATUS_NOT_INITIALIZED
                                                       : CUBLAS_STATUS_SUCCESS;
 }
@@ -189,6 +191,9 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     const cublasStatus_t s = check(op, p);
     if (s != CUBLAS_STATUS_SUCCESS)
         return s;
+    if (fails("cublasLtMatmulAlgoGetHeuristic"))
+        return emu_card()->cublaslt_lacks_memory ? CUBLAS_STATUS_ALLOC_FAILED
+                                                 : CUBLAS_STATUS_NOT_INITIALIZED;
     if (emu_card()->cublaslt_refuses || want->workspace < WORKSPACE)
         return CUBLAS_STATUS_NOT_SUPPORTED;
     const bool spoilt = want->schemes & ~(unsigned)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -216,6 +221,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op,
         !as_aligned(p, algo) || !workspace || bytes < algo->data[BYTES] ||
         (C == D && c->ld != d->ld))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (fails("cublasLtMatmul") && emu_card()->cublaslt_lacks_memory)
+        return CUBLAS_STATUS_ALLOC_FAILED;
     if (fails("cublasLtMatmul") || (fails("capture") && stream == emu::captured()))
         return CUBLAS_STATUS_NOT_INITIALIZED;
     emu_card()->cublaslt_runs++;

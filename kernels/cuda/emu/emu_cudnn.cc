@@ -80,6 +80,8 @@ size_t version()
 
 int create(cudnn_handle *out)
 {
+    if (fails("cudnnCreate") && emu_card()->cudnn_status)
+        return emu_card()->cudnn_status;
     if (fails("cudnnCreate") || emu_card_call())
         return FAILED;
     *out = new cudnnContext{emu::DEFAULT};

@@ -208,8 +208,9 @@ static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes,
 
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, int)
 {
+    const struct emu_card *c = emu_card();
     *s = emu::open_stream();
-    return emu_card_call();
+    return c->live >= c->total ? (int)cudaErrorMemoryAllocation : emu_card_call();
 }
 
 static inline cudaError_t cudaStreamDestroy(cudaStream_t s)

@@ -136,7 +136,8 @@ static bool open_library(cudnn *l, char why[WHY_TEXT])
     return open_symbols(l, file) || unusable(why, "%s lacks a function", CUDNN_FILE);
 }
 
-static bool start(attn_library *l, cudaStream_t stream, char why[WHY_TEXT])
+/* *status: what the library says. */
+static bool start(attn_library *l, cudaStream_t stream, char why[WHY_TEXT], int *status)
 {
     if (!fits_gpu(why) || !open_library(&l->lib, why))
         return false;
@@ -144,10 +145,10 @@ static bool start(attn_library *l, cudaStream_t stream, char why[WHY_TEXT])
     if (v < OLDEST)
         return unusable(why, "cuDNN %zu.%zu.%zu is older than 9.15.1", v / 10000,
                         v / 100 % 100, v % 100);
-    int status = l->lib.create(&l->handle);
-    if (status == CUDNN_OK)
-        status = l->lib.set_stream(l->handle, stream);
-    return status == CUDNN_OK || unusable(why, "cuDNN: %s", l->lib.text(status));
+    *status = l->lib.create(&l->handle);
+    if (*status == CUDNN_OK)
+        *status = l->lib.set_stream(l->handle, stream);
+    return *status == CUDNN_OK || unusable(why, "cuDNN: %s", l->lib.text(*status));
 }
 
 enum err dnn_open(struct dev *d)
@@ -155,7 +156,10 @@ enum err dnn_open(struct dev *d)
     gpu *g = gpu_of(d);
     char why[WHY_TEXT] = "";
     TRY(mem_calloc(&g->dnn, 1, sizeof(*g->dnn)));
-    const bool usable = start(g->dnn, g->stream, why);
+    int status = CUDNN_OK;
+    const bool usable = start(g->dnn, g->stream, why, &status);
+    FAIL_IF(dnn_lacks_memory(status), ERR_MEMORY, "device %s: %s: %s", d->ops.name,
+            DNN_MEMORY, g->dnn->lib.text(status));
     const size_t n = strlen(d->about), v = usable ? g->dnn->lib.version() : 0;
     if (usable)
         snprintf(d->about + n, sizeof(d->about) - n, "; attention: cuDNN %zu.%zu.%zu",
@@ -207,7 +211,7 @@ static void make_plan(attn_library *l, const plan_shape *shape, plan *p)
     plan_make(&l->lib, l->handle, nullptr, shape, p);
     const bool greedy = p->ready && p->workspace > most_workspace(shape);
     const char *what = shape->backward ? "backward" : "forward";
-    if (plan_lacks_memory(p))
+    if (dnn_lacks_memory(p->status))
         return;
     if (p->ready && !greedy)
         log_verbose("attention %s of %lld tokens: cuDNN", what, (long long)shape->n);
@@ -229,7 +233,7 @@ const plan *dnn_plan(struct dev *d, const plan_shape *shape)
             return l->plans[i].ready ? &l->plans[i] : nullptr;
     plan *p = free_plan(d, l);
     make_plan(l, shape, p);
-    if (!p->ready && plan_lacks_memory(p))
+    if (!p->ready && dnn_lacks_memory(p->status))
         dev_fail(d, ERR_MEMORY, "%s: %s", DNN_MEMORY, l->lib.text(p->status));
     return p->ready ? p : nullptr;
 }
@@ -246,7 +250,7 @@ bool dnn_run(struct dev *d, const plan *p, void *const at[N_PLAN_TENSORS], float
     const int status = plan_run(&l->lib, l->handle, p, at, scale, workspace);
     if (status != CUDNN_OK && earlier_work_went_well(d, "attention"))
         dev_fail(
-            d, ERR_DEVICE,
+            d, dnn_lacks_memory(status) ? ERR_MEMORY : ERR_DEVICE,
             "attention: cuDNN: %s; WKVQ_CUDNN=none in the environment uses own kernels",
             l->lib.text(status));
     return status == CUDNN_OK;

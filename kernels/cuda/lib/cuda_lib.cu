@@ -122,6 +122,13 @@ static enum err open_cublas(gemm_library *l)
     return symbol(&l->gemm, file, "cublasGemmEx");
 }
 
+/* A lack of memory is no reason to compute in another way: the bits of a run do not depend on the
+ * memory that happens to be free. */
+static enum err error_of(cublasStatus_t s)
+{
+    return s == CUBLAS_STATUS_ALLOC_FAILED ? ERR_MEMORY : ERR_DEVICE;
+}
+
 static enum err start_cublas(gemm_library *l, cudaStream_t stream, int *version)
 {
     cublasStatus_t s = l->create(&l->handle);
@@ -136,7 +143,7 @@ static enum err start_cublas(gemm_library *l, cudaStream_t stream, int *version)
                                        CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
     if (s == CUBLAS_STATUS_SUCCESS)
         s = l->get_version(l->handle, version);
-    FAIL_IF(s != CUBLAS_STATUS_SUCCESS, ERR_DEVICE,
+    FAIL_IF(s != CUBLAS_STATUS_SUCCESS, error_of(s),
             "device cuda: cuBLAS does not start: %s", l->status(s));
     return OK;
 }
@@ -175,8 +182,8 @@ static void lib_gemm(struct dev *d, enum gemm_kind kind, const struct tensor *c,
         kind == GEMM_TN ? CUBLAS_OP_T : CUBLAS_OP_N, (int)c->dim[1], (int)c->dim[0], (int)K,
         &one, b->data, in, (int)row_distance(b), a->data, in, (int)row_distance(a), &beta,
         c->data, type_of(c), (int)row_distance(c), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
-    if (s != CUBLAS_STATUS_SUCCESS)
-        dev_fail(d, ERR_DEVICE, "gemm: %s", l->status(s));
+    if (s != CUBLAS_STATUS_SUCCESS && earlier_work_went_well(d, "gemm"))
+        dev_fail(d, error_of(s), "gemm: %s", l->status(s));
 }
 
 /* --- products with a sum ------------------------------------------------------------- */
@@ -243,7 +250,7 @@ static bool open_lt_symbols(sum_library *l, void *file)
            lt_symbol(&l->run, file, "cublasLtMatmul");
 }
 
-static bool start_sums(sum_library *l, char why[WHY_TEXT])
+static bool find_sums(sum_library *l, char why[WHY_TEXT])
 {
     void *file;
     const char *chosen = getenv("WKVQ_CUBLASLT");
@@ -255,10 +262,8 @@ static bool start_sums(sum_library *l, char why[WHY_TEXT])
         return unusable(why, "%s lacks a function", CUBLASLT_FILE);
     /* Enumerations and structures are those of the version that the program was built with. */
     const size_t major = l->version() / 10000;
-    if (major != CUBLAS_VER_MAJOR)
-        return unusable(why, "cuBLASLt %zu is not %d", major, CUBLAS_VER_MAJOR);
-    return l->create(&l->handle) == CUBLAS_STATUS_SUCCESS ||
-           unusable(why, "cuBLASLt does not start");
+    return major == CUBLAS_VER_MAJOR ||
+           unusable(why, "cuBLASLt %zu is not %d", major, CUBLAS_VER_MAJOR);
 }
 
 static void sum_plan_drop(const sum_library *l, sum_plan *p)
@@ -288,7 +293,13 @@ static enum err sums_open(struct dev *d)
     gpu *g = gpu_of(d);
     char why[WHY_TEXT] = "";
     TRY(mem_calloc(&g->sums, 1, sizeof(*g->sums)));
-    const bool usable = start_sums(g->sums, why);
+    const bool found = find_sums(g->sums, why);
+    const cublasStatus_t s =
+        found ? g->sums->create(&g->sums->handle) : CUBLAS_STATUS_SUCCESS;
+    FAIL_IF(error_of(s) == ERR_MEMORY, ERR_MEMORY, "device %s: cuBLASLt does not start: %s",
+            d->ops.name, g->gemm->status(s));
+    const bool usable =
+        found && (s == CUBLAS_STATUS_SUCCESS || unusable(why, "cuBLASLt does not start"));
     const size_t n = strlen(d->about);
     if (usable)
         snprintf(d->about + n, sizeof(d->about) - n, ", sums by cuBLASLt");
@@ -382,7 +393,7 @@ static void make_sum_plan(const gemm_library *cublas, const sum_library *l, sum_
     p->status = describe_sum(l, p, t);
     if (p->status == CUBLAS_STATUS_SUCCESS)
         p->status = choose_algorithm(l, p);
-    if (p->status != CUBLAS_STATUS_SUCCESS)
+    if (p->status != CUBLAS_STATUS_SUCCESS && error_of(p->status) != ERR_MEMORY)
         log_info("sum of %lld x %lld and a product over %lld: own kernel, because cuBLASLt "
                  "says: %s",
                  (long long)shape->m, (long long)shape->n, (long long)shape->k,
@@ -418,7 +429,7 @@ static void run_sum(struct dev *d, const sum_plan *p,
         p->layout[SUM_Y], &p->algo, g->gemm->workspace, WORKSPACE, g->stream);
     if (s != CUBLAS_STATUS_SUCCESS && earlier_work_went_well(d, "gemm"))
         dev_fail(
-            d, ERR_DEVICE,
+            d, error_of(s),
             "gemm: cuBLASLt: %s; WKVQ_CUBLASLT=none in the environment adds sums by own "
             "kernels",
             g->gemm->status(s));
@@ -436,6 +447,10 @@ static void lib_gemm_add(struct dev *d, enum gemm_kind kind, const struct tensor
     const sum_plan *p = g->sums ? plan_of_sum(g, kind, t) : nullptr;
     if (p && p->status == CUBLAS_STATUS_SUCCESS)
         return run_sum(d, p, t);
+    if (p && error_of(p->status) == ERR_MEMORY) {
+        dev_fail(d, ERR_MEMORY, "gemm: cuBLASLt: %s", g->gemm->status(p->status));
+        return;
+    }
     lib_gemm(d, kind, part, a, b, false);
     d->ops.add(d, y, x, part);
 }

@@ -336,9 +336,9 @@ bool try_config(graph *g, cudnn_handle h, cudnn_descriptor device, cudnn_descrip
 
 } // namespace
 
-bool plan_lacks_memory(const plan *p)
+bool dnn_lacks_memory(int status)
 {
-    return p->status == CUDNN_NO_HOST_MEMORY || p->status == CUDNN_NO_DEVICE_MEMORY;
+    return status == CUDNN_NO_HOST_MEMORY || status == CUDNN_NO_DEVICE_MEMORY;
 }
 
 void plan_make(const cudnn *lib, cudnn_handle h, cudnn_descriptor device,
@@ -354,7 +354,7 @@ void plan_make(const cudnn *lib, cudnn_handle h, cudnn_descriptor device,
         forward_ops(&g);
     const int n = find_configs(&g, finished_graph(&g, h), device, configs);
     const int before = p->status;
-    for (int i = 0; i < n && !p->ready && !plan_lacks_memory(p); i++) {
+    for (int i = 0; i < n && !p->ready && !dnn_lacks_memory(p->status); i++) {
         p->status = before;
         try_config(&g, h, device, configs[i]);
     }

@@ -142,6 +142,10 @@ struct cudnn {
     int (*execute)(cudnn_handle h, cudnn_descriptor plan, cudnn_descriptor pack);
 };
 
+/* Returns whether a status says that memory was missing, so that the call may succeed another
+ * time. No reason to compute in another way: the bits of a run do not depend on free memory. */
+bool dnn_lacks_memory(int status);
+
 /* --- plans of plain causal attention: cuda_plan.cu ------------------------------------ */
 
 /* Tensors that a plan reads and writes, and their numbers in its graph. All are BF16 [n,heads,d]
@@ -186,8 +190,6 @@ struct plan {
  * The sums of a plan have one order: cuda_plan.cu says why. p->ready is NULL without a plan. */
 void plan_make(const cudnn *lib, cudnn_handle h, cudnn_descriptor device,
                const plan_shape *shape, plan *p);
-/* Whether memory was missing, so that there may be a plan another time. */
-bool plan_lacks_memory(const plan *p);
 void plan_drop(const cudnn *lib, plan *p);
 /* Queues a plan on the handle's stream. at: the memory of each tensor that the shape has. */
 int plan_run(const cudnn *lib, cudnn_handle h, const plan *p,
